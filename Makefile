@@ -1,0 +1,31 @@
+# make report   run the whole workbook (preset quick) and print the grade
+# make test     prove that it is right
+# make lab      open the notebooks in JupyterLab
+# Each installs what it needs into .venv first. Another preset or data set: make report PRESET=full DATA=/path
+
+PYTHON ?= python3
+PRESET ?= quick
+DATA ?=
+BIN := .venv/bin
+
+.PHONY: report test lab clean
+
+report: .venv/installed
+	$(BIN)/lab5 report --preset $(PRESET) $(if $(DATA),--data "$(DATA)")
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("lab5 needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@echo "Installing into .venv: about 6 GB, most of it torch; a few minutes, once."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache

@@ -1,0 +1,97 @@
+"""Checkpoints that survive a kill and cannot run code: one safetensors file, replaced atomically.
+
+Weights, optimizer state and position travel in one file, so no kill can leave two halves that disagree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lab5.config import Config
+from lab5.model import CVAE
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or made for another model; says which file and what to do."""
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write(temporary path)`, then put the result in place of `path`: it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path}: could not be written ({error.strerror or error}); "
+                      "what was there before is untouched. Make room or choose another run folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, model: CVAE, optimizer: torch.optim.Optimizer | None = None, **facts: Any) -> None:
+    """Write the model, and what a run needs to go on: the optimizer's state and plain facts (epoch, best, ...)."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if optimizer is not None:
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"config": model.config.to_json(), "facts": json.dumps(facts)}
+    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def digest(path: Path) -> str:
+    """Twelve hex digits that stand for a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint; notebook 04 or `lab5 train` makes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); delete it, and the run goes on "
+                              "from what is left (best.safetensors) or starts anew") from error
+
+
+def load_model(path: Path) -> tuple[CVAE, dict[str, Any]]:
+    """Rebuild a model from its checkpoint alone: the model in evaluation mode, and the facts saved beside it."""
+    tensors, metadata = _read(path)
+    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    try:
+        config = Config.from_dict(json.loads(metadata["config"]))
+        model = CVAE(config, condition_width=len(weights["condition_mean"]))
+        model.load_state_dict(weights)
+        return model.eval(), json.loads(metadata["facts"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this package ({error})") from error
+
+
+def restore(path: Path, model: CVAE, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a saved run's weights and optimizer state into these objects; returns the facts saved beside them."""
+    tensors, metadata = _read(path)
+    saved = Config.from_dict(json.loads(metadata.get("config", "{}")))
+    if saved != model.config:
+        raise CheckpointError(f"{path}: was made with configuration {saved.hash}, this run has {model.config.hash}")
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()
+                           if name.startswith("model.")})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return json.loads(metadata["facts"])

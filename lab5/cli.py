@@ -1,0 +1,137 @@
+"""The command `lab5`: arguments in, calls to the package out, errors as one clear line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from lab5.config import PRESETS, Config
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 it could not be done, 2 wrong arguments."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.action(options) or 0
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"lab5 {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nlab5 {options.command}: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lab5", description="Conditional VAE for video prediction: the workbook's commands.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, action, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(action=action)
+        return sub
+
+    def run_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--preset", choices=PRESETS, default="quick")
+        sub.add_argument("--run", default="", type=_absolute, help="run folder (default: runs/PRESET in the project)")
+        sub.add_argument("--data", default="", type=_absolute,
+                         help="folder that holds processed_data (default: the simulated robot)")
+
+    sub = command("simulate", _simulate, "write a simulated robot-pushing set in the lab's layout")
+    sub.add_argument("root", type=Path, help="folder that gets processed_data")
+    for split, count in (("train", 576), ("validate", 32), ("test", 64)):
+        sub.add_argument(f"--{split}", type=int, default=count, help=f"sequences (default: {count})")
+    sub.add_argument("--length", type=int, default=30, help="frames a sequence (default: 30)")
+    sub.add_argument("--seed", type=int, default=1)
+    sub.add_argument("--workers", type=int, help="processes (default: one a core); the frames do not depend on it")
+
+    sub = command("check", _check, "count the sequences and name every problem of a data set")
+    sub.add_argument("root", type=Path, help="folder that holds processed_data")
+
+    sub = command("pack", _pack, "pack a data set into memory maps, once, for fast reading")
+    sub.add_argument("root", type=Path, help="folder that holds processed_data")
+
+    sub = command("train", _train, "train, or go on with the run in the folder")
+    run_options(sub)
+    sub.add_argument("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[],
+                     help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
+
+    sub = command("evaluate", _evaluate, "score a run's best weights on the test split")
+    run_options(sub)
+
+    sub = command("report", _report, "run every notebook, export every figure, print the grade")
+    run_options(sub)
+    sub.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
+    return parser
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve()) if path else ""
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from lab5.simulator import simulate
+
+    simulate(options.root, options.train, options.validate, options.test, options.length, options.seed, options.workers)
+    print(f"{options.train} / {options.validate} / {options.test} sequences of {options.length} frames "
+          f"in {options.root / 'processed_data'}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from lab5.data import check, summary
+
+    problems = check(options.root)
+    for problem in problems:
+        print(problem)
+    counts = ", ".join(f"{split} {count:,}" for split, count in summary(options.root).items())
+    print(f"{options.root}: {counts or 'no'} sequences, {len(problems)} problem{'s' * (len(problems) != 1)}")
+    return 1 if problems else 0
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from lab5.data import pack
+
+    pack(options.root)
+    print(f"packed into {options.root / 'packed'}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from lab5.workbook import Workbook, open_book
+
+    book = open_book(options.preset, options.run, options.data)
+    if options.settings:
+        book = Workbook(_changed(PRESETS[options.preset], options.settings), book.run, book.data)
+    history = book.train()
+    scored = [record["psnr"] for record in history if record["psnr"] is not None]
+    print(f"{len(history)} epochs in {book.run}; best validation PSNR {max(scored):.2f} dB")
+
+
+def _changed(config: Config, settings: list[str]) -> Config:
+    changes = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting}: expected NAME=VALUE")
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[name] = value                               # a word, such as cyclical
+    return config.replace(**changes)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from lab5.report import summary
+    from lab5.workbook import open_book
+
+    print(summary(open_book(options.preset, options.run, options.data)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from lab5.report import run_report, summary
+
+    print(summary(run_report(options.preset, options.run, options.data, options.only)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The whole workbook as one batch job: every notebook through papermill, into a run folder."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import papermill
+from tqdm.auto import tqdm
+
+from lab5.training import read_history
+from lab5.workbook import PROJECT, Workbook, open_book
+
+NOTEBOOKS = PROJECT / "notebooks"
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook stopped with an error; says which, in which cell, and where its copy lies."""
+
+
+def find_notebooks(only: list[str] | None = None) -> list[Path]:
+    """The ordered notebooks, or those whose names begin with the given numbers ("05") or names.
+
+    Raises ValueError on a name that fits none.
+    """
+    notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    for wanted in only or []:
+        if not any(path.stem.startswith(wanted) for path in notebooks):
+            raise ValueError(f"no notebook begins with {wanted!r}; there are {', '.join(p.stem for p in notebooks)}")
+    return [path for path in notebooks if not only or path.stem.startswith(tuple(only))]
+
+
+def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """Refuse parameters that the notebook does not have (papermill itself would only warn). Raises ValueError."""
+    known = papermill.inspect_notebook(str(notebook))
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise ValueError(f"{notebook.name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+
+
+def run_report(preset: str, run: str = "", data: str = "", only: list[str] | None = None) -> Workbook:
+    """Execute the notebooks in order; copies with their outputs go to ``RUN/notebooks``, figures to ``RUN/figures``.
+
+    Raises:
+        ValueError: unknown preset, parameter or notebook.
+        NotebookFailed: a notebook stopped.
+    """
+    book = open_book(preset, run, data)
+    notebooks = find_notebooks(only)
+    parameters = {"preset": preset, "run": str(book.run), "data": str(PROJECT / data) if data else ""}
+    for notebook in notebooks:
+        check_parameters(notebook, parameters)
+    (book.run / "notebooks").mkdir(parents=True, exist_ok=True)
+    for split in ("train", "validate", "test"):                 # here, where their progress can be seen
+        book.pack(split)
+    with tqdm(notebooks, unit="notebook", desc="workbook") as bar:
+        for notebook in bar:
+            with _watch(book.run, bar, notebook.stem):
+                _execute(notebook, book.run / "notebooks" / notebook.name, parameters)
+    return book
+
+
+def _execute(notebook: Path, target: Path, parameters: dict[str, Any]) -> None:
+    try:
+        papermill.execute_notebook(str(notebook), str(target), parameters, kernel_name="python3",
+                                   cwd=str(notebook.parent), progress_bar=False)
+    except papermill.PapermillExecutionError as error:
+        raise NotebookFailed(f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+                             f"Its copy with the full traceback: {target}") from error
+
+
+class _watch:
+    """While a notebook executes, show on the bar which one, and how far a training in it has come."""
+
+    def __init__(self, run: Path, bar: tqdm, name: str) -> None:
+        self.run, self.bar, self.name = run, bar, name
+        self.finished = threading.Event()
+        self.thread = threading.Thread(target=self._poll, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.finished.set()
+        self.thread.join()
+
+    def _poll(self) -> None:
+        epochs = self._epochs()
+        self.bar.set_postfix_str(self.name)
+        while not self.finished.wait(1.0):
+            if self._epochs() != epochs:
+                epochs = self._epochs()
+                newest = max(epochs, key=lambda path: path.stat().st_mtime)
+                where = "" if newest.parent == self.run else f"{newest.parent.name} "
+                self.bar.set_postfix_str(f"{self.name}: {where}epoch {epochs[newest]}")
+
+    def _epochs(self) -> dict[Path, int]:
+        return {path: len(read_history(path.parent)) for path in self.run.rglob("history.jsonl")}
+
+
+def summary(book: Workbook) -> str:
+    """The closing table: what was scored, the grade, and where everything lies."""
+    scores = book.evaluation()
+    (sampled, half), (hold, _) = scores.average("sampled"), scores.average("hold")
+    figures = sorted(path.name for path in (book.run / "figures").glob("*.*"))
+    return "\n".join([
+        "",
+        scores.table(),
+        "",
+        f"average PSNR   {sampled:.2f} ± {half:.2f} dB over {len(scores.names)} test sequences on {book.data_name}",
+        f"above holding the last frame   {sampled - hold:+.2f} dB",
+        f"grade of the demo's prediction part   {scores.grade:.0%}",
+        "",
+        f"run        {book.run}",
+        f"notebooks  {book.run / 'notebooks'}",
+        f"figures    {book.run / 'figures'} ({len(figures)} files)",
+        f"weights    {book.run / 'best.safetensors'}",
+        f"scores     {book.run / 'evaluation' / 'test'}",
+    ])

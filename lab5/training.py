@@ -1,0 +1,172 @@
+"""The training loop: teacher forcing, KL annealing, checkpoints, history, and going on after a kill.
+
+A run lives in one folder: ``config.json``, ``history.jsonl`` (a line an epoch), ``last.safetensors``
+(weights, optimizer, position) and ``best.safetensors`` (weights of the best validation PSNR). All
+randomness of step s comes from (seed, s), and the batch of step s too, so the step number is the whole
+position: a run that was killed goes on from its last epoch as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from lab5 import checkpoint, schedules
+from lab5.config import Config
+from lab5.data import Pack, condition_statistics, to_video, training_loader
+from lab5.evaluation import autocast, choose_device, choose_precision, evaluate
+from lab5.model import CVAE
+
+Record = dict[str, Any]
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number. The last good checkpoint is still there."""
+
+
+def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, progress: bool = True,
+          on_epoch: Callable[[list[Record]], None] | None = None) -> list[Record]:
+    """Train to the end of the schedule, or go on with the run that is in the folder.
+
+    Args:
+        run: the run folder; made if it is not there.
+        on_epoch: called with the whole history after each epoch.
+    Returns:
+        The history, a record an epoch.
+    Raises:
+        ValueError: the folder holds a run with another configuration, or its history is torn.
+        Diverged: the loss became NaN or infinite.
+    """
+    run = Path(run)
+    claim(run, config)
+    device = choose_device()
+    precision = choose_precision(config.precision, device)
+    torch.manual_seed(config.seed)
+    model = CVAE(config, train_pack.condition_dim)
+    model.set_condition_statistics(*map(torch.as_tensor, condition_statistics(train_pack)))
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, 0.999), fused=True)
+
+    history: list[Record] = []
+    if (run / "last.safetensors").exists():
+        facts = checkpoint.restore(run / "last.safetensors", model, optimizer)
+        history = read_history(run)[:facts["epoch"]]
+        if len(history) < facts["epoch"]:
+            raise ValueError(f"{run / 'history.jsonl'}: has {len(history)} epochs, the checkpoint beside it "
+                             f"{facts['epoch']}; restore the history, or delete the run folder to start anew")
+    _write_history(run, history)
+
+    best = max((record["psnr"] for record in history if record["psnr"] is not None), default=-np.inf)
+    loader = iter(training_loader(train_pack, config.length, config.batch_size, config.seed,
+                                  len(history) * config.batches_per_epoch, config.steps, config.workers))
+    with tqdm(total=config.steps, initial=len(history) * config.batches_per_epoch, unit="step", desc="training",
+              disable=not progress) as bar:
+        for epoch in range(len(history) + 1, config.epochs + 1):
+            record = _train_epoch(model, optimizer, loader, epoch, precision, bar)
+            if epoch % config.validate_every == 0 or epoch == config.epochs:
+                scores = evaluate(model, validate_pack, protocols=("sampled",), limit=config.validate_sequences,
+                                  seed=config.seed, precision=precision, progress=False)
+                record["psnr"] = scores.average("sampled")[0]
+            history.append(record)
+            _write_history(run, history)
+            if record["psnr"] is not None and record["psnr"] > best:
+                best = record["psnr"]
+                checkpoint.save(run / "best.safetensors", model, epoch=epoch, psnr=best, precision=precision)
+            checkpoint.save(run / "last.safetensors", model, optimizer, epoch=epoch, precision=precision)
+            if on_epoch:
+                on_epoch(history)
+    return history
+
+
+def claim(run: Path, config: Config) -> None:
+    """Make the run folder this configuration's. Raises ValueError when it already holds another one."""
+    path = run / "config.json"
+    if not path.exists():
+        checkpoint.write_atomically(path, lambda temporary: temporary.write_text(config.to_json(), encoding="utf-8"))
+        return
+    found = Config.load(path)
+    if found != config:
+        import dataclasses
+        differ = [f"{field.name} is {getattr(found, field.name)!r} there and {getattr(config, field.name)!r} here"
+                  for field in dataclasses.fields(Config) if getattr(found, field.name) != getattr(config, field.name)]
+        raise ValueError(f"{path}: this run folder belongs to another configuration ({'; '.join(differ)}). "
+                         "Choose another run folder, or delete this one to start anew")
+
+
+def read_history(run: Path) -> list[Record]:
+    """The epochs' records, oldest first; an empty list where nothing was trained yet.
+
+    Raises ValueError naming file and line when a line is torn.
+    """
+    path = Path(run) / "history.jsonl"
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not a record of an epoch ({error}); "
+                             "delete that line and those after it, and train on") from error
+    return records
+
+
+def _write_history(run: Path, history: list[Record]) -> None:
+    text = "".join(json.dumps(record) + "\n" for record in history)
+    checkpoint.write_atomically(run / "history.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader, epoch: int, precision: str, bar: tqdm) -> Record:
+    """One epoch of steps; returns its record, averages over its batches."""
+    config, device = model.config, model.condition_mean.device
+    model.train()
+    sums = torch.zeros(3, device=device)                        # loss, mse, kl
+    ratios = np.zeros(3)                                        # kl weight, teacher-forcing ratio, learning rate
+    started = time.perf_counter()
+    for step in range((epoch - 1) * config.batches_per_epoch, epoch * config.batches_per_epoch):
+        progress = step / max(config.steps - 1, 1)
+        kl_weight = float(schedules.kl_weight(config, progress))
+        ratio = float(schedules.teacher_forcing_ratio(config, progress))
+        lr = float(schedules.learning_rate(config, (step + 1) / config.steps))
+        noise, forced = _draws(config, step, ratio)
+        batch = next(loader)
+        frames = to_video(batch.frames.to(device, non_blocking=True))
+        with autocast(precision, device):
+            terms = model.elbo_terms(frames, batch.condition.to(device, non_blocking=True),
+                                     noise[:, :frames.shape[1]].to(device, non_blocking=True), forced)
+        loss = terms.mse + config.beta * kl_weight * terms.kl
+        loss.backward()
+        if config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        sums += torch.stack([loss, terms.mse, terms.kl]).detach()
+        ratios += (kl_weight, ratio, lr)
+        bar.update()
+    seconds = time.perf_counter() - started
+    loss, mse, kl = (sums / config.batches_per_epoch).tolist()
+    if not np.isfinite(loss):
+        raise Diverged(f"epoch {epoch}: the loss is {loss} (mse {mse}, KL {kl}). The last good checkpoint is that of "
+                       f"epoch {epoch - 1}; start again in a new run folder with a lower learning rate than {config.lr}")
+    bar.set_postfix(epoch=epoch, mse=f"{mse:.4f}", kl=f"{kl:.2f}")
+    kl_weight, ratio, lr = (ratios / config.batches_per_epoch).tolist()
+    return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,
+            "lr": lr, "psnr": None, "seconds": seconds,
+            "sequences_per_second": config.batches_per_epoch * config.batch_size / seconds}
+
+
+def _draws(config: Config, step: int, ratio: float) -> tuple[torch.Tensor, list[bool]]:
+    """The randomness of one step, from (seed, step) alone: noise (T-1, B, z_dim) and which steps are forced."""
+    entropy = np.random.SeedSequence([config.seed, step]).generate_state(2)
+    generator = torch.Generator().manual_seed(int(entropy[0]))
+    noise = torch.randn(config.length - 1, config.batch_size, config.z_dim, generator=generator)
+    coins = np.random.default_rng(entropy[1]).random(1 if config.tf_coin == "batch" else config.length - 1) < ratio
+    return noise, np.broadcast_to(coins, config.length - 1).tolist()
