@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lab5", description="Conditional VAE for video prediction: the workbook's commands.")
+    parser = argparse.ArgumentParser(
+        prog="lab5", description="Conditional VAE for video prediction: the workbook's commands.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, action, text: str) -> argparse.ArgumentParser:

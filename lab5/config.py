@@ -7,6 +7,7 @@ schedules and the loader are rebuilt from it alone. It knows nothing of torch.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 from dataclasses import dataclass, fields
@@ -132,14 +133,12 @@ class Config:
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> Config:
         """Build from plain values. Raises ValueError that names unknown keys and the nearest known ones."""
-        import difflib
-
         known = [field.name for field in fields(cls)]
         unknown = [key for key in settings if key not in known]
         if unknown:
-            hints = [f"{key!r}" + (f" (did you mean {close[0]!r}?)" if (close := difflib.get_close_matches(key, known, 1)) else "")
-                     for key in unknown]
-            raise ValueError(f"unknown setting {', '.join(hints)}; the settings are: {', '.join(known)}")
+            near = [f"did you mean {match}?" for key in unknown for match in difflib.get_close_matches(key, known, 1)]
+            raise ValueError(" ".join([f"unknown setting {', '.join(unknown)};", *near,
+                                       f"the settings are: {', '.join(known)}"]))
         return cls(**settings)
 
     @classmethod
@@ -159,7 +158,8 @@ PRESETS: dict[str, Config] = {
     # seconds: every line of the workbook runs, nothing is learned
     "smoke": Config(
         preset="smoke", width=4, g_dim=16, z_dim=4, rnn_size=16, condition_dim=8, epochs=2, batches_per_epoch=3,
-        batch_size=2, lr=1e-3, validate_every=1, validate_sequences=4, best_of=2, sim_train=8, sim_validate=4, sim_test=4),
+        batch_size=2, lr=1e-3, validate_every=1, validate_sequences=4, best_of=2,
+        sim_train=8, sim_validate=4, sim_test=4),
     # minutes on 2 cores: a model that beats the baselines clearly
     "quick": Config(
         preset="quick", width=8, g_dim=96, z_dim=16, rnn_size=128, epochs=20, batches_per_epoch=80, batch_size=8,

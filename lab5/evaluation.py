@@ -104,7 +104,7 @@ class Evaluation:
     def save(self, folder: Path) -> None:
         """Write summary.json, per_sequence.csv (a line a sequence) and steps.npz (all arrays), each atomically."""
         summary = {**self.facts, "sequences": len(self.names), "grade": self.grade, **{
-            measure: {protocol: dict(zip(("mean", "half_width_95"), self.average(protocol, measure)))
+            measure: {protocol: dict(zip(("mean", "half_width_95"), self.average(protocol, measure), strict=True))
                       for protocol in self.psnr} for measure in ("psnr", "ssim")}}
         columns = [(f"{measure}_{protocol}", getattr(self, measure)[protocol].mean(axis=1))
                    for measure in ("psnr", "ssim") for protocol in self.psnr]
@@ -137,7 +137,8 @@ class Evaluation:
                                       if f"{measure}_{protocol}" in arrays} for measure in ("psnr", "ssim")}
                 return cls(**measures, names=arrays["names"].tolist(), facts=json.loads(str(arrays["facts"])))
         except Exception as error:              # zipfile, zlib and numpy each have their own for a damaged file
-            raise ValueError(f"{path}: not a saved evaluation ({error}); delete the folder and evaluate again") from error
+            raise ValueError(f"{path}: not a saved evaluation ({error}); "
+                             "delete the folder and evaluate again") from error
 
 
 def evaluate(model: CVAE, pack: Pack, *, protocols: tuple[str, ...] = tuple(PROTOCOLS), limit: int | None = None,

@@ -6,6 +6,8 @@ counts, and the LSTMs take (T, B, features) with a state, T being 1 when the loo
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -16,7 +18,7 @@ State = tuple[torch.Tensor, torch.Tensor] | None
 def vgg_block(*channels: int) -> nn.Sequential:
     """3x3 convolutions through the given channels, each with batch norm and leaky ReLU."""
     return nn.Sequential(*(
-        module for n_in, n_out in zip(channels, channels[1:])
+        module for n_in, n_out in pairwise(channels)
         for module in (nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out),
                        nn.LeakyReLU(0.2, inplace=True))))
 
@@ -61,7 +63,7 @@ class Decoder(nn.Module):
 
     def forward(self, g: torch.Tensor, skips: Skips) -> torch.Tensor:
         features = self.from_vector(g[:, :, None, None])        # (N, 8 w, 4, 4)
-        for block, skip in zip(self.blocks, reversed(skips)):
+        for block, skip in zip(self.blocks, reversed(skips), strict=True):
             features = block(torch.cat([self.upsample(features), skip], dim=1))
         return self.to_pixels(features)
 

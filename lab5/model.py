@@ -117,8 +117,12 @@ class CVAE(nn.Module):
             noise: (T-1, B, z_dim): N(0, I) draws for a sample, zeros for the prior's mean.
         Returns:
             (T - n_past, B, C, H, W) in (0, 1).
+        Raises:
+            ValueError: more or fewer context frames than n_past.
         """
-        seen = len(context)
+        seen = self.config.n_past
+        if len(context) != seen:
+            raise ValueError(f"predict was given {len(context)} context frames; the model is made for {seen}")
         h, skips = self._encode(context)
         c = self._condition(condition)
         mu, logvar, _ = self.posterior(torch.cat([h[1:], c[:seen - 1]], dim=-1))        # frames that are known

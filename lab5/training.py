@@ -8,9 +8,10 @@ position: a run that was killed goes on from its last epoch as if nothing had ha
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,6 @@ def claim(run: Path, config: Config) -> None:
         return
     found = Config.load(path)
     if found != config:
-        import dataclasses
         differ = [f"{field.name} is {getattr(found, field.name)!r} there and {getattr(config, field.name)!r} here"
                   for field in dataclasses.fields(Config) if getattr(found, field.name) != getattr(config, field.name)]
         raise ValueError(f"{path}: this run folder belongs to another configuration ({'; '.join(differ)}). "
@@ -123,7 +123,8 @@ def _write_history(run: Path, history: list[Record]) -> None:
     checkpoint.write_atomically(run / "history.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader, epoch: int, precision: str, bar: tqdm) -> Record:
+def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator, epoch: int, precision: str,
+                 bar: tqdm) -> Record:
     """One epoch of steps; returns its record, averages over its batches."""
     config, device = model.config, model.condition_mean.device
     model.train()
@@ -154,8 +155,8 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader, epoch: i
     seconds = time.perf_counter() - started
     loss, mse, kl = (sums / config.batches_per_epoch).tolist()
     if not np.isfinite(loss):
-        raise Diverged(f"epoch {epoch}: the loss is {loss} (mse {mse}, KL {kl}). The last good checkpoint is that of "
-                       f"epoch {epoch - 1}; start again in a new run folder with a lower learning rate than {config.lr}")
+        raise Diverged(f"epoch {epoch}: the loss is {loss} (mse {mse}, KL {kl}). The last good checkpoint is that "
+                       f"of epoch {epoch - 1}; start again in a new run folder with a learning rate below {config.lr}")
     bar.set_postfix(epoch=epoch, mse=f"{mse:.4f}", kl=f"{kl:.2f}")
     kl_weight, ratio, lr = (ratios / config.batches_per_epoch).tolist()
     return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,

@@ -7,20 +7,28 @@ otherwise the error says which notebook to run.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
+import re
+import shutil
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, requires, version
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+import torch
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from lab5 import checkpoint, figures
 from lab5.config import Config, preset
-from lab5.data import Pack, open_pack
-from lab5.evaluation import Evaluation, choose_device, choose_precision, evaluate
+from lab5.data import Pack, Windows, open_pack
+from lab5.evaluation import Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
 from lab5.model import CVAE
 from lab5.simulator import simulate
 from lab5.training import Record, read_history, train
@@ -125,6 +133,28 @@ class Workbook:
         found.save(folder)
         return found
 
+    def baseline(self, split: str) -> float:
+        """Average PSNR in dB of holding the last context frame over a split."""
+        return evaluate(self.model(), self.pack(split), protocols=("hold",), progress=False).average("hold")[0]
+
+    def videos(self, index: int, samples: int = 1, split: str = "test") -> dict[str, np.ndarray]:
+        """One sequence and its predicted futures, for figures: uint8 (T, H, W, C) each, context frames included.
+
+        "truth", then "prediction" (the sample that is graded) and "sample 2", "sample 3", ...
+        """
+        model, pack = self.model(), self.pack(split)
+        config = model.config
+        batch = Windows(pack, config.length).__getitems__([index])
+        noise = torch.cat([prior_noise(len(pack), config.length - 1, config.z_dim, seed=1, sample=sample)[:, [index]]
+                           for sample in range(samples)], dim=1)
+        context = batch.frames[:, 0].permute(0, 2, 3, 1).numpy()
+        futures = predict(model, batch.frames.expand(-1, samples, -1, -1, -1),
+                          batch.condition.expand(-1, samples, -1), noise)
+        futures = (futures * 255).round().to(torch.uint8).permute(1, 0, 3, 4, 2).cpu().numpy()     # (S, T', H, W, C)
+        names = ["prediction", *(f"sample {number}" for number in range(2, samples + 1))]
+        return {"truth": context} | {name: np.concatenate([context[:config.n_past], future])
+                                     for name, future in zip(names, futures, strict=True)}
+
     def variant(self, name: str, **changes) -> Workbook:
         """A run beside this one, on the same data, with some settings changed."""
         return Workbook(self.config.replace(**changes), self.run / "variants" / name, self.data)
@@ -136,6 +166,22 @@ class Workbook:
         _, png = figures.save(figure, self.run / "figures", name)
         width = round(96 * figure.get_figwidth() * 1.15)
         display(Image(data=png.read_bytes(), width=width, alt=caption), Markdown(f"*{caption}*"))
+
+    def show_gif(self, videos: dict[str, np.ndarray], name: str, caption: str) -> None:
+        """Export videos side by side as a GIF under a name, and show it with its caption."""
+        path = figures.gif(self.run / "figures" / f"{name}.gif", videos, n_past=self.config.n_past)
+        display(Image(data=path.read_bytes(), format="gif", alt=caption), Markdown(f"*{caption}*"))
+
+    def live(self, draw: Callable[[list[Record]], Figure]) -> Callable[[list[Record]], None]:
+        """A callback for `train` that redraws one picture after each epoch."""
+        handle = display(Markdown("*The first epoch is under way.*"), display_id=True)
+
+        def redraw(history: list[Record]) -> None:
+            buffer = BytesIO()
+            draw(history).savefig(buffer, format="png", dpi=100)
+            handle.update(Image(data=buffer.getvalue()))
+
+        return redraw
 
     def say(self, text: str) -> None:
         """Show a sentence whose numbers were computed."""
@@ -152,10 +198,31 @@ class Workbook:
                 f"torch {version('torch')}, lab5 {version('lab5')}, Python {platform.python_version()}.")
 
 
+def source(*objects: object) -> None:
+    """Show the package's own code, so that what a notebook prints is what runs."""
+    for item in objects:
+        display(Markdown(f"```python\n{textwrap.dedent(inspect.getsource(item))}```"))
+
+
+def check_environment() -> None:
+    """Show a line for everything that the workbook needs: [OK] or [FAIL] with the way out."""
+    packages = [requirement for requirement in requires("lab5") or [] if "extra ==" not in requirement]
+    lines = []
+    for requirement in packages:
+        name = re.split(r"[<>=!~ ;]", requirement, maxsplit=1)[0]
+        try:
+            lines.append(f"[OK]   {name} {version(name)}")
+        except PackageNotFoundError:
+            lines.append(f"[FAIL] {requirement} is not installed: pip install '{requirement}'")
+    free = shutil.disk_usage(PROJECT).free / 2 ** 30
+    lines.append(f"[{'OK' if free > 2 else 'FAIL'}]   {free:.0f} GiB free on the disk of {PROJECT.name}/"
+                 + ("" if free > 2 else ": a run and its data need 2; make room"))
+    lines.append(f"[OK]   {machine()}; computing in {choose_precision('auto', choose_device())}")
+    print("\n".join(lines))
+
+
 def machine() -> str:
     """The machine in words: processor, cores, and the accelerator if there is one."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()

@@ -1,0 +1,62 @@
+"""What the tests share: a small simulated set, and the real BAIR sample where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from lab5.simulator import simulate
+
+from lab5.config import preset
+from lab5.data import open_pack
+from lab5.model import CVAE
+
+BAIR_SAMPLE = Path(os.environ.get("LAB5_BAIR_SAMPLE", Path(__file__).parents[2] / "shared" / "bair_sample"))
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory) -> Path:
+    """A simulated set of the smoke preset's size."""
+    root = tmp_path_factory.mktemp("tiny")
+    config = preset("smoke")
+    simulate(root, config.sim_train, config.sim_validate, config.sim_test, workers=1, progress=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_packs(tiny_root):
+    return {split: open_pack(tiny_root, split, progress=False) for split in ("train", "validate", "test")}
+
+
+@pytest.fixture(scope="session")
+def bair_root() -> Path:
+    if not BAIR_SAMPLE.is_dir():
+        pytest.skip(f"no real BAIR sequences in {BAIR_SAMPLE}; name their folder in LAB5_BAIR_SAMPLE")
+    return BAIR_SAMPLE
+
+
+@pytest.fixture
+def config():
+    return preset("smoke", precision="float32")
+
+
+def seeded_model(config, condition_width: int = 7, seed: int = 0) -> CVAE:
+    """A model with random weights whose batch norms have seen data, so that every input changes its output."""
+    torch.manual_seed(seed)
+    model = CVAE(config, condition_width).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None                              # the average of all batches seen
+    with torch.no_grad():
+        for forced in (True, False):
+            model.elbo_terms(*random_batch(config, 3, condition_width, seed), [forced] * (config.length - 1))
+    return model.eval()
+
+
+def random_batch(config, batch: int = 3, condition_width: int = 7, seed: int = 0):
+    """frames (T, B, 3, 64, 64), condition (T, B, D), noise (T-1, B, z)."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.rand(config.length, batch, 3, 64, 64, generator=generator)
+    condition = torch.randn(config.length, batch, condition_width, generator=generator)
+    noise = torch.randn(config.length - 1, batch, config.z_dim, generator=generator)
+    return frames, condition, noise

@@ -1,0 +1,57 @@
+"""A checkpoint is there whole or not at all, and rebuilds its model from itself alone."""
+
+import pytest
+import torch
+from conftest import random_batch, seeded_model
+
+from lab5 import checkpoint
+from lab5.checkpoint import CheckpointError
+
+
+def test_a_checkpoint_rebuilds_its_model(config, tmp_path):
+    model = seeded_model(config)
+    model.set_condition_statistics(torch.arange(7.0), torch.arange(1.0, 8.0))
+    checkpoint.save(tmp_path / "best.safetensors", model, epoch=3)
+    loaded, facts = checkpoint.load_model(tmp_path / "best.safetensors")
+    frames, condition, noise = random_batch(config)
+    assert loaded.config == config and facts == {"epoch": 3}
+    assert torch.equal(loaded.predict(frames[:2], condition, noise), model.predict(frames[:2], condition, noise))
+
+
+def test_an_action_free_model_comes_back_action_free(config, tmp_path):
+    checkpoint.save(tmp_path / "m.safetensors", seeded_model(config, condition_width=0))
+    assert checkpoint.load_model(tmp_path / "m.safetensors")[0].embed_condition is None
+
+
+@pytest.mark.parametrize("size", [0, 5, 200, 5000])
+def test_a_truncated_file_is_refused_by_name(size, config, tmp_path):
+    path = tmp_path / "last.safetensors"
+    checkpoint.save(path, seeded_model(config))
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="last.safetensors"):
+        checkpoint.load_model(path)
+
+
+def test_a_missing_file_says_what_makes_it(tmp_path):
+    with pytest.raises(CheckpointError, match="notebook 04"):
+        checkpoint.load_model(tmp_path / "best.safetensors")
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device.*untouched"):
+        checkpoint.write_atomically(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_of_another_configuration_is_not_restored(config, tmp_path):
+    checkpoint.save(tmp_path / "last.safetensors", seeded_model(config))
+    other = seeded_model(config.replace(lr=0.5))
+    with pytest.raises(CheckpointError, match="configuration"):
+        checkpoint.restore(tmp_path / "last.safetensors", other, torch.optim.Adam(other.parameters()))

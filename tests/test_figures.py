@@ -1,0 +1,355 @@
+"""Figures show the data they are given, read well, and come out byte for byte the same."""
+
+import itertools
+from unittest import mock
+
+import imageio.v3 as iio
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from lab5 import diagrams, figures
+from lab5.metrics import GRADES
+
+T, N_PAST = 12, 2
+RNG = np.random.default_rng(0)
+
+
+def video(length=T, size=16, channels=3):
+    return RNG.integers(0, 256, (length, size, size, channels), dtype=np.uint8)
+
+
+def record(epoch, psnr=None, **values):
+    return {"epoch": epoch, "loss": 0.02 / epoch, "mse": 0.019 / epoch, "kl": 10.0 / epoch, "kl_weight": 0.1 * epoch,
+            "teacher_forcing": 1 - 0.1 * epoch, "lr": 1e-3, "psnr": psnr, "sequences_per_second": 20.0, "seconds": 3.0,
+            **values}
+
+
+HISTORY = [record(epoch, 17.0 + epoch if epoch % 2 == 0 else None) for epoch in range(1, 9)]
+CURVES = {"sampled": RNG.normal(22, 1, (20, 10)), "hold": RNG.normal(18, 1, (20, 10))}
+SCORES = {name: values.mean(axis=1) for name, values in CURVES.items()}
+EFFECTS = [{"group": group, "setting": setting, "mean": mean, "low": mean - 0.3, "high": mean + 0.2}
+           for group, setting, mean in (("KL", "monotonic", 21.2), ("KL", "cyclical", 20.8), ("rate", "1e-3", 21.0))]
+CONDITION = RNG.normal(0, 0.1, (T, 7))
+
+FIGURES = {
+    "training_curves": lambda: figures.training_curves(HISTORY, baseline=17.9, title="a run"),
+    "training_curves, an epoch": lambda: figures.training_curves(HISTORY[:1]),
+    "learning_curves": lambda: figures.learning_curves(HISTORY),
+    "strip": lambda: figures.strip({"truth": video(), "prediction": video()}, n_past=N_PAST,
+                                   psnr=np.linspace(25, 20, 10), title="sequence 0"),
+    "strip of 30": lambda: figures.strip({"truth": video(30)}, n_past=N_PAST, psnr=np.linspace(25, 20, 28)),
+    "psnr_over_time": lambda: figures.psnr_over_time(CURVES, n_past=N_PAST),
+    "psnr_distribution": lambda: figures.psnr_distribution(SCORES),
+    "schedules": lambda: figures.schedules({"up": np.linspace(0, 1, 9), "flat": np.ones(9), "off": np.zeros(9)}),
+    "uncertainty": lambda: figures.uncertainty(np.stack([video(), video()]), video(), n_past=N_PAST),
+    "effects": lambda: figures.effects(EFFECTS, reference=21.2),
+    "conditions": lambda: figures.conditions(CONDITION, video()),
+    "frame_grid": lambda: figures.frame_grid(video(10), [f"frame {n}" for n in range(10)]),
+    "autoencoders": diagrams.autoencoders,
+    "reparameterization": diagrams.reparameterization,
+    "architecture, training": lambda: diagrams.architecture("training"),
+    "architecture, generation": lambda: diagrams.architecture("generation"),
+    "teacher_forcing": diagrams.teacher_forcing,
+}
+every_figure = pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+
+
+def texts(figure):
+    """Every text that is drawn, with its extent in pixels."""
+    drawn = []
+    with mock.patch.object(Text, "draw", autospec=True, side_effect=lambda text, renderer: drawn.append(text)):
+        figure.draw_without_rendering()
+    return [(text.get_text(), text.get_window_extent()) for text in drawn
+            if text.get_visible() and text.get_text().strip()]
+
+
+def words(figure):
+    return {text for text, _ in texts(figure)}
+
+
+def line(axes, label):
+    return next(drawn for drawn in axes.lines if drawn.get_label() == label)
+
+
+# ---- all of them ----
+
+@every_figure
+def test_no_text_overlaps_another_or_leaves_the_page(draw):
+    figure = draw()
+    assert isinstance(figure, Figure)
+    found, page = texts(figure), figure.bbox
+    assert found
+    for text, extent in found:
+        assert page.x0 <= extent.x0 + 1 and extent.x1 - 1 <= page.x1, f"{text!r} leaves the page sideways"
+        assert page.y0 <= extent.y0 + 1 and extent.y1 - 1 <= page.y1, f"{text!r} leaves the page up or down"
+    for (one, a), (other, b) in itertools.combinations(found, 2):
+        overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert min(overlap) <= 0.5, f"{one!r} and {other!r} overlap by {overlap} pixels"
+
+
+@every_figure
+def test_every_figure_is_a_text_column_wide(draw):
+    assert draw().get_figwidth() == figures.WIDTH
+
+
+def test_the_notebooks_settings_and_ours_leave_each_other_alone():
+    with matplotlib.rc_context({"font.size": 30}):
+        figure = figures.training_curves(HISTORY)
+        assert matplotlib.rcParams["font.size"] == 30
+    assert figure.axes[0].yaxis.label.get_size() < 10
+
+
+# ---- curves ----
+
+def test_training_curves_show_losses_left_ratios_dashed_right_and_psnr_as_dots():
+    scores, losses, ratios = figures.training_curves(HISTORY, baseline=17.9).axes
+    assert losses.get_yscale() == "log" and losses.yaxis.get_ticks_position() == "left"
+    np.testing.assert_allclose(line(losses, "reconstruction (MSE)").get_ydata(), [r["mse"] for r in HISTORY])
+    np.testing.assert_allclose(line(losses, "KL [nats per frame]").get_ydata(), [r["kl"] for r in HISTORY])
+
+    assert ratios.yaxis.get_ticks_position() == "right" and ratios.get_ylim() == pytest.approx((-0.04, 1.04))
+    for key, label in (("kl_weight", "KL weight"), ("teacher_forcing", "teacher-forcing ratio")):
+        np.testing.assert_allclose(line(ratios, label).get_ydata(), [r[key] for r in HISTORY])
+        assert line(ratios, label).is_dashed()
+
+    dots = line(scores, "validation PSNR")
+    assert dots.get_linestyle() == "None" and dots.get_marker() == "o"
+    scored = ~np.isnan(dots.get_ydata())
+    assert dots.get_xdata()[scored].tolist() == [2, 4, 6, 8] and dots.get_ydata()[scored].tolist() == [19, 21, 23, 25]
+    assert line(scores, "holding the last frame, 17.9 dB").get_ydata()[0] == 17.9
+    assert scores.get_shared_x_axes().joined(scores, losses)
+
+
+def test_training_curves_name_the_best_score():
+    assert "best 25.00 dB, epoch 8" in words(figures.training_curves(HISTORY))
+
+
+@pytest.mark.parametrize("history", [[record(1)], [record(1, 17.0), record(2)], [record(1, kl=0.0), record(2, kl=0.0)]],
+                         ids=["one epoch", "two epochs", "KL 0"])
+def test_training_curves_begin_with_the_first_epoch(history):
+    figure = figures.training_curves(history)
+    found = words(figure)
+    assert ("not scored yet" in found) == all(r["psnr"] is None for r in history)
+    assert ("KL: 0 nats" in found) == all(r["kl"] == 0 for r in history)
+    assert figure.axes[1].lines[0].get_marker() == "o"          # a lone point would be no line
+
+
+def test_learning_curves_show_loss_rate_and_throughput():
+    loss, rate, throughput = figures.learning_curves(HISTORY).axes
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [r["loss"] for r in HISTORY])
+    np.testing.assert_allclose(rate.lines[0].get_ydata(), 1.0)
+    assert rate.get_title(loc="left") == "learning rate [0.001]"
+    np.testing.assert_allclose(throughput.lines[0].get_ydata(), 20.0)
+
+
+def test_psnr_over_time_draws_the_mean_and_its_95_percent_band():
+    axes, = figures.psnr_over_time(CURVES, n_past=N_PAST).axes
+    for (name, values), band in zip(CURVES.items(), axes.collections, strict=True):
+        drawn = line(axes, name)
+        assert drawn.get_xdata().tolist() == list(range(2, 12))
+        np.testing.assert_allclose(drawn.get_ydata(), values.mean(axis=0))
+        half = 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+        edges = band.get_paths()[0].vertices
+        for frame, mean, reach in zip(range(2, 12), values.mean(axis=0), half, strict=True):
+            y = edges[edges[:, 0] == frame, 1]
+            assert (y.min(), y.max()) == pytest.approx((mean - reach, mean + reach))
+    assert axes.get_ylabel() == "PSNR [dB]" and set(CURVES) <= {text.get_text() for text in axes.texts}
+
+
+def test_one_sequence_has_no_band():
+    axes, = figures.psnr_over_time({"one": np.full((1, 10), 20.0)}, n_past=2).axes
+    assert not axes.collections
+
+
+def test_labels_of_curves_that_meet_move_apart():
+    placed = figures._spread(np.array([3.0, 1.0, 1.0, 1.1]), 0.5)
+    assert (np.diff(np.sort(placed)) >= 0.5 - 1e-9).all()
+    assert placed[0] == 3.0 and placed[1:].mean() == pytest.approx(np.mean([1.0, 1.0, 1.1]))
+
+
+def test_psnr_distribution_shows_every_sequence_the_mean_and_the_grades():
+    figure = figures.psnr_distribution(SCORES)
+    axes, = figure.axes
+    for scores in SCORES.values():
+        assert any(np.array_equal(drawn.get_xdata(), np.sort(scores)) for drawn in axes.lines)
+        half = 1.96 * scores.std(ddof=1) / np.sqrt(len(scores))
+        assert f"{scores.mean():.2f} ± {half:.2f} dB" in words(figure)
+    upright = {drawn.get_xdata()[0] for drawn in axes.lines if list(drawn.get_ydata()) == [0, 1]}
+    assert upright == {threshold for threshold, _ in GRADES}
+    assert {"50", "100"} <= words(figure) and [label.get_text() for label in axes.get_yticklabels()] == list(SCORES)
+
+
+def test_schedules_run_from_the_start_to_the_end():
+    axes = figures.schedules({"up": np.linspace(0, 1, 5), "off": np.zeros(5)}, ylabel="KL weight").axes
+    assert [a.get_title(loc="left") for a in axes] == ["up", "off"]
+    assert axes[0].lines[0].get_xdata().tolist() == axes[0].lines[0].get_ydata().tolist() == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_effects_group_their_settings_and_draw_the_intervals():
+    figure = figures.effects(EFFECTS, reference=21.2)
+    axes, = figure.axes
+    assert [float(bar.lines[0].get_xdata()[0]) for bar in axes.containers] == [21.2, 20.8, 21.0]
+    spans = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers]
+    np.testing.assert_allclose(spans, [(row["low"], row["high"]) for row in EFFECTS])
+    assert {"KL", "rate", "monotonic", "cyclical", "1e-3", "21.20  [20.90, 21.40]", "reference 21.20"} <= words(figure)
+    heights = [float(bar.lines[0].get_ydata()[0]) for bar in axes.containers]
+    assert heights == [1, 2, 4]                                 # the fourth line is below the second heading
+
+
+def test_a_setting_with_one_value_has_no_interval():
+    row = {"group": "g", "setting": "s", "mean": 20.0, "low": float("nan"), "high": float("nan")}
+    assert "20.00" in words(figures.effects([row], reference=None))
+
+
+# ---- frames ----
+
+def shown(axes):
+    """The image of some axes at one value a pixel."""
+    return axes.images[0].get_array()[::4, ::4]
+
+
+def test_a_strip_holds_every_frame_of_every_row():
+    rows = {"truth": video(), "prediction": video()}
+    axes = figures.strip(rows, n_past=N_PAST).axes[0]
+    pixels = shown(axes)
+    for row, frames in enumerate(rows.values()):
+        for t, frame in enumerate(frames):
+            y, x = row * (16 + figures.GAP), t * (16 + figures.GAP) + (t >= N_PAST) * (figures.BREAK - figures.GAP)
+            assert np.array_equal(pixels[y:y + 16, x:x + 16], frame)
+
+
+def test_a_strip_tells_context_from_prediction_and_gives_the_scores():
+    figure = figures.strip({"truth": video()}, n_past=N_PAST, psnr=np.arange(20.0, 30.0))
+    axes = figure.axes[0]
+    context, predicted = axes.lines
+    x = {text.get_text(): text.xy[0] for text in axes.texts if hasattr(text, "xy")}
+    for t in range(T):
+        rule = context if t < N_PAST else predicted
+        assert rule.get_xdata()[0] < x[str(t)] < rule.get_xdata()[1]
+    assert context.get_color() != predicted.get_color() and {"context", "predicted"} <= words(figure)
+    scores = [text for text in axes.texts if not hasattr(text, "xy")]
+    assert [text.get_text() for text in scores] == [f"{value:.1f}" for value in range(20, 30)]
+    assert scores[0].get_position()[0] == x["2"]
+
+
+def test_a_strip_of_known_frames_has_no_marks():
+    assert not {"context", "predicted"} & words(figures.strip({"truth": video()}, n_past=T))
+
+
+def test_grey_videos_are_shown_too():
+    assert shown(figures.strip({"grey": video(channels=1)}, n_past=2).axes[0]).shape[-1] == 3
+
+
+def test_uncertainty_is_the_standard_deviation_over_samples():
+    truth = video()
+    samples = np.stack([truth, truth, truth]).astype(int)
+    samples[:, 5, 3, 4] = [[100, 100, 100], [110, 110, 110], [120, 120, 120]]
+    figure = figures.uncertainty(samples.astype(np.uint8), truth, n_past=N_PAST, steps=[1, 5, 7])
+    images, heats, bar = figure.axes
+    x = 16 + figures.BREAK                                      # frame 5 is the second one shown
+    heat = shown(heats)
+    assert heat[3, x + 4] == pytest.approx(np.std([100, 110, 120]), rel=1e-5)
+    assert np.nansum(heat) == pytest.approx(heat[3, x + 4])
+    assert shown(images)[16 + figures.GAP + 3, x + 4].tolist() == [110, 110, 110]
+    assert heats.images[0].get_clim()[0] == 0 and bar.get_title(loc="left") == "grey\nlevels"
+
+
+def test_conditions_put_the_curves_under_their_frames():
+    top, movement, command, position = figures.conditions(CONDITION, video()).axes
+    drawn = [drawn.get_ydata() for axes in (movement, command, position) for drawn in axes.lines]
+    np.testing.assert_allclose(np.stack(drawn, axis=1), CONDITION)
+    assert len(top.images) == T and np.mean(top.images[3].get_extent()[:2]) == 3
+    assert top.get_xlim() == movement.get_xlim() == position.get_xlim()
+    assert (movement.get_ylabel(), position.get_ylabel(), position.get_xlabel()) == ("movement [m]", "position [m]",
+                                                                                     "frame")
+
+
+def test_a_grid_holds_every_frame_under_its_label():
+    frames = video(5)
+    axes = figures.frame_grid(frames, list("abcde"), columns=3).axes[0]
+    assert [text.get_text() for text in axes.texts] == list("abcde")
+    for text, frame in zip(axes.texts, frames, strict=True):
+        column = round(text.get_position()[0] - 8)
+        rows = [y for y in range(shown(axes).shape[0] - 15)
+                if np.array_equal(shown(axes)[y:y + 16, column:column + 16], frame)]
+        assert len(rows) == 1 and rows[0] > text.get_position()[1]
+
+
+# ---- drawings ----
+
+def test_training_has_the_posterior_and_the_losses_and_generation_the_prior_and_the_feedback():
+    training, generation = words(diagrams.architecture("training")), words(diagrams.architecture("generation"))
+    shared = {"frame predictor LSTM", "Enc", "Dec", "$z_t$", "$c_t$", "$h_{t-1}$", "$g_t$",
+              "skips of the last context frame"}
+    assert shared <= training & generation
+    assert {"posterior\nLSTM", "L2 loss", r"$\mu_t,\ \sigma_t$", "$x_t$", "$x_{t-1}$"} <= training - generation
+    assert {r"prior $\mathcal{N}(0, I)$", "the prediction is the next input"} <= generation - training
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(ValueError, match="unknown mode 'test'; the modes are training and generation"):
+        diagrams.architecture("test")
+
+
+# ---- files ----
+
+@pytest.mark.parametrize("name", ["training_curves", "uncertainty", "architecture, training"])
+def test_saving_again_gives_the_same_bytes(name, tmp_path):
+    figure = FIGURES[name]()
+    first, second = (figures.save(figure, tmp_path / folder, "figure") for folder in "ab")
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert [path.name for path in first] == ["figure.pdf", "figure.png"]
+    pdf = first[0].read_bytes()
+    assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"/Type3" not in pdf and b"CreationDate" not in pdf
+
+
+def test_png_has_200_dots_an_inch(tmp_path):
+    figure = FIGURES["strip"]()
+    _, png = figures.save(figure, tmp_path, "strip")
+    assert iio.imread(png).shape[1] == round(200 * figures.WIDTH)
+
+
+def test_a_gif_has_every_frame_even_where_nothing_moves(tmp_path):
+    still = np.repeat(video(1), T, axis=0)
+    path = figures.gif(tmp_path / "new" / "still.gif", {"truth": still, "prediction": still}, n_past=N_PAST, scale=2,
+                       milliseconds=120)
+    pictures, facts = iio.imread(path, index=None), iio.immeta(path)
+    assert len(pictures) == T
+    assert facts["duration"] == 120 and facts["loop"] == 0
+    assert path.read_bytes() == figures.gif(tmp_path / "again.gif", {"truth": still, "prediction": still},
+                                            n_past=N_PAST, scale=2, milliseconds=120).read_bytes()
+
+
+def test_pictures_hold_the_pixels_inside_a_border_that_tells_context_from_prediction():
+    frames = video()
+    pictures = figures.panel_frames({"truth": frames}, n_past=N_PAST, scale=3)
+    rgb = {kind: [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
+           for kind, colour in (("context", figures.CONTEXT), ("predicted", figures.PREDICTED))}
+    bar = (pictures[0].shape[0] - 3 * 16 - 6) // 2
+    for t, picture in enumerate(pictures):
+        assert picture[bar + 1, 1].tolist() == rgb["context" if t < N_PAST else "predicted"]
+        assert np.array_equal(picture[bar + 3:bar + 51:3, 3:51:3], frames[t])
+
+
+@pytest.mark.parametrize("panels, complaint", [
+    ({"p": np.zeros((T, 16, 16, 3))}, "p: is float64; frames must be a uint8"),
+    ({"a": video(), "b": video(5)}, r"b: has shape \(5, 16, 16, 3\), but a has \(12, 16, 16, 3\)"),
+    ({"p": video()[0]}, r"p: has shape \(16, 16, 3\); expected \(T, H, W, C\)"),
+    ({"p": video(channels=2)}, "with 1 or 3 channels"),
+    ({}, "no video to show"),
+])
+def test_what_is_no_uint8_video_is_refused_by_name(panels, complaint, tmp_path):
+    with pytest.raises(ValueError, match=complaint):
+        figures.strip(panels, n_past=N_PAST)
+    with pytest.raises(ValueError, match=complaint):
+        figures.gif(tmp_path / "x.gif", panels, n_past=N_PAST)
+    assert not (tmp_path / "x.gif").exists()
+
+
+def test_scores_must_be_those_of_the_predicted_frames():
+    with pytest.raises(ValueError, match="psnr has 12 values for 10 predicted frames"):
+        figures.strip({"truth": video()}, n_past=N_PAST, psnr=np.zeros(12))

@@ -1,0 +1,173 @@
+"""The CVAE: its mathematics, what it may look at, and that the parallel pass is the sequential one."""
+
+import inspect
+import itertools
+
+import pytest
+import torch
+from conftest import random_batch, seeded_model
+from torch.distributions import Normal, kl_divergence
+
+from lab5 import model as model_module
+from lab5.config import PRESETS, preset
+from lab5.model import CVAE, gaussian_kl, reparameterize, runs
+
+
+def test_the_kl_is_that_of_torch_distributions():
+    generator = torch.Generator().manual_seed(0)
+    mu, logvar, prior_mu, prior_logvar = torch.randn(4, 5, 7, generator=generator).double()
+    q = Normal(mu, (0.5 * logvar).exp())
+    assert torch.allclose(gaussian_kl(mu, logvar), kl_divergence(q, Normal(torch.zeros_like(mu), 1.0)))
+    prior = Normal(prior_mu, (0.5 * prior_logvar).exp())
+    assert torch.allclose(gaussian_kl(mu, logvar, prior_mu, prior_logvar), kl_divergence(q, prior))
+
+
+def test_reparameterized_samples_have_the_mean_and_variance_asked_for():
+    noise = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    z = reparameterize(torch.tensor(1.5), torch.tensor(4.0).log(), noise)
+    assert z.mean().item() == pytest.approx(1.5, abs=0.02) and z.std().item() == pytest.approx(2.0, abs=0.02)
+
+
+def test_full_width_is_the_labs_22_million_parameters():
+    count = sum(p.numel() for p in CVAE(PRESETS["full"], condition_width=7).parameters())
+    assert 22.1e6 < count < 22.4e6
+
+
+@pytest.mark.parametrize("condition, skip, width", list(itertools.product(
+    ["previous", "target", "both", "none"], ["context", "latest"], [7, 0])))
+def test_every_setting_trains_and_predicts(condition, skip, width):
+    config = preset("smoke", condition=condition, skip=skip)
+    model = CVAE(config, width).train()
+    frames, told, noise = random_batch(config, condition_width=width)
+    for forced in (True, False):
+        terms = model.elbo_terms(frames, told, noise, [forced] * (config.length - 1))
+        (terms.mse + terms.kl).backward()
+        assert terms.predictions.shape == (config.length - 1, 3, 3, 64, 64)
+    unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert unused == []
+    prediction = model.eval().predict(frames[:config.n_past], told, noise)
+    assert prediction.shape == (config.n_future, 3, 3, 64, 64)
+    assert 0 <= prediction.min() and prediction.max() <= 1
+
+
+# ---- what the model may look at ----
+
+def poisoned(frames, n_past):
+    frames = frames.clone()
+    frames[n_past:] = float("nan")
+    return frames
+
+
+@pytest.mark.parametrize("skip", ["context", "latest"])
+def test_predictions_do_not_depend_on_future_frames(skip, monkeypatch):
+    """The proof of teacher-forcing ratio 0: every future frame is NaN, and not one bit changes."""
+    from lab5.evaluation import predict
+
+    config = preset("smoke", skip=skip, precision="float32")
+    model = seeded_model(config)
+    frames, condition, noise = random_batch(config)
+    assert torch.equal(model.predict(frames[:config.n_past], condition, noise),
+                       model.predict(poisoned(frames, config.n_past)[:config.n_past], condition, noise))
+    # and the way through which every score is computed takes whole windows, truth included
+    monkeypatch.setattr("lab5.evaluation.to_video", lambda video: video)
+    clean = predict(model, frames, condition, noise, "float32")
+    assert torch.isfinite(clean).all()
+    assert torch.equal(clean, predict(model, poisoned(frames, config.n_past), condition, noise, "float32"))
+
+
+def test_predict_cannot_be_given_a_future_frame():
+    """Nothing but the context, the condition and the noise is an argument, and frames beyond n_past are refused."""
+    assert list(inspect.signature(CVAE.predict).parameters) == ["self", "context", "condition", "noise"]
+    config = preset("smoke")
+    frames, condition, noise = random_batch(config)
+    with pytest.raises(ValueError, match="context frames"):
+        seeded_model(config).predict(frames, condition, noise)
+
+
+def test_a_prediction_depends_on_the_predictions_before_it():
+    """Each predicted frame is fed back: the context changes the first one, and the whole future through it."""
+    config = preset("smoke")
+    model = seeded_model(config)
+    fed = []
+    model.encoder.register_forward_hook(lambda module, inputs, output: fed.append(inputs[0]))
+    frames, condition, noise = random_batch(config)
+    predictions = model.predict(frames[:config.n_past], condition, noise)
+    assert len(fed) == config.n_future                              # the context, and all predictions but the last
+    for prediction, seen in zip(predictions, fed[1:], strict=False):
+        assert torch.equal(prediction, seen)
+
+
+def test_an_earlier_training_step_never_sees_a_later_frame():
+    """With teacher forcing, step t may see frames up to t (the posterior), and none after."""
+    config = preset("smoke")
+    model = seeded_model(config).double()
+    frames, condition, noise = (tensor.double() for tensor in random_batch(config))
+    clean = model.elbo_terms(frames, condition, noise, [True] * (config.length - 1)).predictions
+    for future in (3, 7):
+        changed = frames.clone()
+        changed[future:] = 0.5
+        other = model.elbo_terms(changed, condition, noise, [True] * (config.length - 1)).predictions
+        difference = (clean - other).abs().amax(dim=(1, 2, 3, 4))       # a number for each step
+        assert difference[:future - 1].max() < 1e-12 and difference[future - 1:].min() > 1e-9
+
+
+@pytest.mark.parametrize("skip", ["context", "latest"])
+@pytest.mark.parametrize("forced", [True, False])
+def test_skips_come_from_the_right_frame(skip, forced):
+    """By default from the last context frame, n_past - 1 (not n_past - 2); before it, from the newest one."""
+    config = preset("smoke", skip=skip)
+    model = seeded_model(config)
+    frames, condition, noise = random_batch(config, batch=1)
+    sources, fed = [], []
+    model.encoder.register_forward_hook(lambda module, inputs, output: sources.extend(
+        zip(inputs[0], output[1][0], strict=True)))                 # a frame and its finest skip map
+    model.decoder.register_forward_hook(lambda module, inputs, output: fed.extend(inputs[1][0]))
+    terms = model.elbo_terms(frames, condition, noise, [forced] * (config.length - 1))
+    newest = list(frames[:-1, 0]) if forced else [*frames[:2, 0], *terms.predictions[1:-1, 0]]
+    for step, skip_map in enumerate(fed):
+        expected = newest[step] if skip == "latest" else frames[min(step, config.n_past - 1), 0]
+        frame = next(frame for frame, source in sources if torch.allclose(source, skip_map, atol=1e-6))
+        assert torch.allclose(frame, expected, atol=1e-6), f"step {step}"
+
+
+# ---- the parallel pass ----
+
+def test_runs_group_the_steps_that_depend_on_no_prediction():
+    T, F = True, False
+    assert runs([T] * 5, n_past=2) == [(0, 5, T)]
+    assert runs([F] * 5, n_past=2) == [(0, 2, T), (2, 3, F), (3, 4, F), (4, 5, F)]
+    assert runs([F, F, F, T, T], n_past=2) == [(0, 2, T), (2, 3, F), (3, 5, T)]
+
+
+@pytest.mark.parametrize("pattern", ["forced", "free", "mixed"])
+def test_the_parallel_pass_is_the_frame_by_frame_loop(pattern, monkeypatch):
+    """Same weights, same noise: losses to 1e-5 and gradients to 1e-4 (relative) when every step goes alone."""
+    config = preset("smoke")
+    frames, condition, noise = (tensor.double() for tensor in random_batch(config))
+    steps = config.length - 1
+    forced = {"forced": [True] * steps, "free": [False] * steps,
+              "mixed": [step % 3 != 0 for step in range(steps)]}[pattern]
+
+    model = seeded_model(config).double()
+
+    def losses_and_gradients():
+        model.zero_grad()
+        terms = model.elbo_terms(frames, condition, noise, forced)
+        (terms.mse + 1e-2 * terms.kl).backward()
+        return terms, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    terms, gradient = losses_and_gradients()
+    monkeypatch.setattr(model_module, "runs", lambda forced, n_past: [
+        (step, step + 1, step < n_past or is_forced) for step, is_forced in enumerate(forced)])
+    plain, plain_gradient = losses_and_gradients()
+    assert terms.mse.item() == pytest.approx(plain.mse.item(), rel=1e-5)
+    assert terms.kl.item() == pytest.approx(plain.kl.item(), rel=1e-5)
+    assert (gradient - plain_gradient).norm() <= 1e-4 * plain_gradient.norm()
+
+
+def test_zero_noise_is_the_prior_mean_and_noise_changes_the_future():
+    config = preset("smoke")
+    model = seeded_model(config)
+    frames, condition, noise = random_batch(config)
+    mean = model.predict(frames[:2], condition, torch.zeros_like(noise))
+    assert not torch.allclose(mean, model.predict(frames[:2], condition, noise))

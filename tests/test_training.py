@@ -1,0 +1,168 @@
+"""Training: it learns, it is the same for a seed, it survives a kill, and it refuses what would end badly."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lab5 import checkpoint
+from lab5.training import Diverged, read_history, train
+
+
+def weights(run: Path) -> bytes:
+    """The bytes of the run's last weights and optimizer state."""
+    tensors, _ = checkpoint._read(run / "last.safetensors")
+    return b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
+
+
+def run(config, packs, folder, **options):
+    return train(config, packs["train"], packs["validate"], folder, progress=False, **options)
+
+
+def test_every_epoch_leaves_a_complete_record(config, tiny_packs, tmp_path):
+    history = run(config, tiny_packs, tmp_path)
+    assert history == read_history(tmp_path)
+    assert [record["epoch"] for record in history] == [1, 2]
+    assert set(history[0]) == {"epoch", "loss", "mse", "kl", "kl_weight", "teacher_forcing", "lr", "psnr", "seconds",
+                               "sequences_per_second"}
+    assert all(5 < record["psnr"] < 30 for record in history)
+    assert (tmp_path / "config.json").exists() and (tmp_path / "best.safetensors").exists()
+
+
+def test_the_loss_falls(config, tiny_packs, tmp_path):
+    history = run(config.replace(epochs=4, batches_per_epoch=30, tf_start=0.0, lr=3e-3), tiny_packs, tmp_path)
+    assert history[-1]["mse"] < 0.6 * history[0]["mse"]
+
+
+@pytest.mark.parametrize("coin", ["batch", "step"])
+def test_the_same_seed_is_the_same_run_and_another_is_not(coin, config, tiny_packs, tmp_path):
+    config = config.replace(tf_start=0.5, tf_coin=coin)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(config.replace(seed=seed), tiny_packs, tmp_path / name)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_processes_change_nothing(workers, config, tiny_packs, tmp_path):
+    run(config, tiny_packs, tmp_path / "plain")
+    run(config.replace(workers=workers), tiny_packs, tmp_path / "workers")
+    assert weights(tmp_path / "plain") == weights(tmp_path / "workers")
+
+
+@pytest.mark.parametrize("moment", ["before the checkpoint", "within the checkpoint", "after the checkpoint"])
+def test_a_run_cut_off_around_a_checkpoint_goes_on_to_the_same_weights(moment, config, tiny_packs, tmp_path,
+                                                                        monkeypatch):
+    config = config.replace(epochs=3)
+    run(config, tiny_packs, tmp_path / "unbroken")
+
+    class Cut(BaseException):
+        pass
+
+    save = checkpoint.save
+
+    def cut(path, model, optimizer=None, **facts):
+        if path.name == "last.safetensors" and facts["epoch"] == 2:
+            if moment == "within the checkpoint":
+                path.with_name(f".{path.name}.1.tmp").write_bytes(b"half")
+            if moment == "after the checkpoint":
+                save(path, model, optimizer, **facts)
+            raise Cut
+        save(path, model, optimizer, **facts)
+
+    monkeypatch.setattr(checkpoint, "save", cut)
+    with pytest.raises(Cut):
+        run(config, tiny_packs, tmp_path / "cut")
+    monkeypatch.setattr(checkpoint, "save", save)
+    history = run(config, tiny_packs, tmp_path / "cut")
+    assert weights(tmp_path / "cut") == weights(tmp_path / "unbroken")
+    unbroken = read_history(tmp_path / "unbroken")
+    assert [(r["epoch"], r["mse"], r["psnr"]) for r in history] == [(r["epoch"], r["mse"], r["psnr"]) for r in unbroken]
+
+
+def test_a_killed_process_goes_on_to_the_same_weights(config, tiny_root, tiny_packs, tmp_path):
+    """SIGKILL at random moments, started again each time with the same command."""
+    changes = ["--set", "precision=float32", "--set", "epochs=6", "--set", "batches_per_epoch=12"]
+    command = [sys.executable, "-m", "lab5.cli", "train", "--preset", "smoke", "--data", str(tiny_root), *changes]
+    subprocess.run([*command, "--run", str(tmp_path / "unbroken")], check=True, capture_output=True)
+    chance, kills = random.Random(0), 0
+    while kills < 4:
+        process = subprocess.Popen([*command, "--run", str(tmp_path / "killed")], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE)
+        begun = time.monotonic()
+        while process.poll() is None and not (tmp_path / "killed" / "config.json").exists():
+            time.sleep(0.02)                                    # importing torch is not what is to be interrupted
+        time.sleep(chance.uniform(0.1, 2.5) + (time.monotonic() - begun if kills else 0))
+        if process.poll() is not None:
+            break                                               # it was quicker than the axe
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    assert kills
+    subprocess.run([*command, "--run", str(tmp_path / "killed")], check=True, capture_output=True)
+    assert weights(tmp_path / "killed") == weights(tmp_path / "unbroken")
+
+
+def test_a_finished_run_is_not_trained_again(config, tiny_packs, tmp_path):
+    run(config, tiny_packs, tmp_path)
+    before = weights(tmp_path)
+    seen = []
+    run(config, tiny_packs, tmp_path, on_epoch=seen.append)
+    assert weights(tmp_path) == before and seen == []
+
+
+def test_another_configuration_in_the_same_folder_is_refused(config, tiny_packs, tmp_path):
+    run(config, tiny_packs, tmp_path)
+    with pytest.raises(ValueError, match="lr is 0.001 there and 0.5 here"):
+        run(config.replace(lr=0.5), tiny_packs, tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(config, tiny_packs, tmp_path, monkeypatch):
+    from lab5.model import CVAE
+
+    terms, steps = CVAE.elbo_terms, []
+
+    def poisoned(self, frames, condition, noise, forced):
+        steps.append(1)
+        if len(steps) > config.batches_per_epoch + 1:           # in the second epoch
+            frames = frames * float("nan")
+        return terms(self, frames, condition, noise, forced)
+
+    monkeypatch.setattr(CVAE, "elbo_terms", poisoned)
+    with pytest.raises(Diverged, match="epoch 2.*learning rate"):
+        run(config, tiny_packs, tmp_path)
+    model, facts = checkpoint.load_model(tmp_path / "last.safetensors")
+    assert facts["epoch"] == 1 and all(torch.isfinite(p).all() for p in model.parameters())
+    assert len(read_history(tmp_path)) == 1
+
+
+def test_a_torn_history_is_named_with_its_line(config, tiny_packs, tmp_path):
+    run(config, tiny_packs, tmp_path)
+    path = tmp_path / "history.jsonl"
+    path.write_text(path.read_text() + '{"epoch": 3, "lo')
+    with pytest.raises(ValueError, match="history.jsonl, line 3"):
+        read_history(tmp_path)
+
+
+def test_a_lost_history_is_not_papered_over(config, tiny_packs, tmp_path):
+    run(config, tiny_packs, tmp_path)
+    (tmp_path / "history.jsonl").unlink()
+    with pytest.raises(ValueError, match="has 0 epochs, the checkpoint beside it 2"):
+        run(config, tiny_packs, tmp_path)
+
+
+def test_the_zero_schedule_trains_without_the_kl(config, tiny_packs, tmp_path):
+    history = run(config.replace(kl_schedule="zero"), tiny_packs, tmp_path)
+    assert all(record["kl_weight"] == 0 and record["loss"] == pytest.approx(record["mse"]) for record in history)
+
+
+def test_the_history_says_what_the_schedules_did(config, tiny_packs, tmp_path):
+    history = run(config.replace(epochs=4, tf_hold=0.0, tf_end=1.0), tiny_packs, tmp_path)
+    ratios = [record["teacher_forcing"] for record in history]
+    assert ratios == sorted(ratios, reverse=True) and ratios[0] > 0.8 and ratios[-1] < 0.2
+    assert json.loads((tmp_path / "config.json").read_text())["tf_end"] == 1.0
