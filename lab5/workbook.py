@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from io import BytesIO
@@ -202,6 +202,11 @@ def source(*objects: object) -> None:
     """Show the package's own code, so that what a notebook prints is what runs."""
     for item in objects:
         display(Markdown(f"```python\n{textwrap.dedent(inspect.getsource(item))}```"))
+
+
+def table(*columns: str, rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table for `say`: the headings of its columns, then a sequence of cells a row."""
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [columns, (":--",) * len(columns), *rows])
 
 
 def check_environment() -> None:
