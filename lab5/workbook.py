@@ -56,6 +56,8 @@ def open_book(preset_name: str, run: str = "", data: str = "") -> Workbook:
     folder = PROJECT / (run or f"runs/{preset_name}")
     if (folder / "config.json").exists():
         config = Config.load(folder / "config.json")
+    elif (folder / "best.safetensors").exists():                # weights from elsewhere bring their configuration
+        config = checkpoint.load_model(folder / "best.safetensors")[0].config
     return Workbook(config, folder, _data_root(config, folder, data))
 
 
@@ -98,14 +100,29 @@ class Workbook:
     # ---- the model ----
 
     def train(self, on_epoch=None) -> list[Record]:
-        """Train, go on with a run that was cut off, or just read the history of a finished one."""
+        """Train, go on with a run that was cut off, or just read the history of a finished one.
+
+        `on_epoch` is called with the history after each epoch, and once where nothing is left to train.
+        Raises NotYet in a folder that holds nothing but weights, which training would overwrite.
+        """
+        if self.only_weights:
+            raise NotYet(f"{self.run} holds weights from elsewhere (best.safetensors) and no history of their training; "
+                         "they can be scored (notebook 09, `lab5 evaluate`). To train, choose another run folder")
         history = read_history(self.run)
         if len(history) == self.config.epochs and (self.run / "best.safetensors").exists():
+            if on_epoch:
+                on_epoch(history)
             return history
         train_pack, validate_pack = self.pack("train"), self.pack("validate")
         checkpoint.write_atomically(self.run / "data.json", lambda path: path.write_text(
             json.dumps({"root": str(self.data), "train": train_pack.fingerprint}) + "\n", encoding="utf-8"))
         return train(self.config, train_pack, validate_pack, self.run, on_epoch=on_epoch)
+
+    @property
+    def only_weights(self) -> bool:
+        """A folder with a best.safetensors that was trained elsewhere: good for scoring, without history."""
+        return (self.run / "best.safetensors").exists() and not any(
+            (self.run / name).exists() for name in ("history.jsonl", "last.safetensors"))
 
     def history(self) -> list[Record]:
         """The finished run's history. Presets of minutes are trained on the spot; else NotYet is raised."""
@@ -116,7 +133,8 @@ class Workbook:
 
     def model(self) -> CVAE:
         """The run's best weights, ready to predict."""
-        self.history()
+        if not self.only_weights:
+            self.history()
         model, _ = checkpoint.load_model(self.run / "best.safetensors")
         return model.to(choose_device())
 
