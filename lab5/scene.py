@@ -1,197 +1,263 @@
 """The picture of the simulated robot: the camera, the tray it looks into, and shading by ray casting.
 
 MuJoCo finds what each camera ray hits (`mj_multiRay` needs neither OpenGL nor a graphics card), numpy gives
-it a colour. The camera and the tray never move, so the tray is painted once an episode and a frame casts
+it a colour. The camera and the tray never move, so the tray is painted once an episode, and a frame casts
 rays at the arm and the toys alone. Lengths are metres in the robot's frame: x away from the robot and
 towards the camera, y to the picture's right, z up.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import mujoco
 import numpy as np
+from PIL import Image, ImageDraw
 
 SIZE = 64                                       # pixels, height and width
 VISIBLE = 1                                     # the geom group that rays see: arm and toys, not the tray
-PLAIN, STRIPES, SPOTS, FUR, HALVES = range(5)   # what a geom's second colour makes of it
+PATTERNS = ("plain", "stripes", "spots", "fur", "halves")       # what a geom's second colour makes of it
 
-# The tray: a floor and four boards that lean outward, as (point, normal) of planes; a convex bowl
-FLOOR = 0.17
-NEAR, FAR, LEFT, RIGHT = 0.85, 0.36, -0.32, 0.24
-_LEAN = np.radians(38)
-_out, _up = np.sin(_LEAN), np.cos(_LEAN)
-TRAY = np.array([
-    [0, 0, FLOOR, 0, 0, 1],
-    [NEAR, 0, FLOOR, -np.sin(np.radians(22)), 0, np.cos(np.radians(22))],
-    [FAR, 0, FLOOR, np.sin(np.radians(50)), 0, np.cos(np.radians(50))],
-    [0, LEFT, FLOOR, 0, _out, _up],
-    [0, RIGHT, FLOOR, 0, -_out, _up]])
-FLOOR_, FRONT, BACK, WEST, EAST = range(5)      # rows of TRAY
-
-# The camera: opposite the robot, looking down into the tray
-EYE = np.array([1.025, -0.04, 0.555])
-FOCAL, PITCH = 45.6, np.radians(52)             # pixels, below the horizon
-_RIGHT = np.array([0.0, 1.0, 0.0])
-_FORWARD = np.array([-np.cos(PITCH), 0.0, -np.sin(PITCH)])
+# The camera stands opposite the robot and looks down. It and the tray are fitted to real frames: to the floor's
+# outline in the picture and to where the fingertips are seen at known positions.
+EYE = np.array([1.16, -0.05, 0.60])
+FOCAL, PITCH = 64.9, np.radians(42)             # pixels; below the horizon
+_ACROSS = np.array([0.0, 1.0, 0.0])
+_AHEAD = np.array([-np.cos(PITCH), 0.0, -np.sin(PITCH)])
 _DOWN = np.array([np.sin(PITCH), 0.0, -np.cos(PITCH)])
 
-SUN = np.array([0.45, 0.25, 1.6])               # the ceiling lamp that casts shadows
-_TO_SUN = (SUN - [0.6, -0.04, FLOOR]) / np.linalg.norm(SUN - [0.6, -0.04, FLOOR])
-_SUBSAMPLES = np.array([(x + 0.5, y + 0.5) for y in range(3) for x in range(3)]) / 3 - 0.5
+# The tray: a floor and four boards that lean outward, five planes around a convex bowl
+FLOOR = 0.17                                    # m, its height
+_SLOPES = (("floor", (0, 0), 0), ("front", (0.82, 0), 15), ("back", (0.29, 0), 55), ("left", (0, -0.30), 38),
+           ("right", (0, 0.20), 38))            # where a board meets the floor (x, y), degrees that it rises
+
+
+def _tray() -> np.ndarray:
+    """The planes as rows (point, inward normal), (5, 6)."""
+    inward = {"floor": (0, 0), "front": (-1, 0), "back": (1, 0), "left": (0, 1), "right": (0, -1)}
+    rows = []
+    for name, foot, degrees in _SLOPES:
+        rise = np.radians(degrees)
+        rows.append([*foot, FLOOR, *np.multiply(inward[name], np.sin(rise)), np.cos(rise)])
+    return np.array(rows)
+
+
+TRAY = _tray()
+_FLOOR, _FRONT, _BACK, _LEFT, _RIGHT = range(5)
+
+# Light: a lamp above for soft cast shadows, the sky for everything else
+_LAMP = np.array([0.75, 0.1, 1.9])
+_TO_LAMP = (_LAMP - [0.6, -0.05, FLOOR]) / np.linalg.norm(_LAMP - [0.6, -0.05, FLOOR])
+_COARSE = 2                                     # pixels a side that share one value of the shadow, which is soft
+_EDGE = np.array([(-.3, -.1), (.1, -.3), (.3, .1), (-.1, .3)])     # rays through a pixel on an outline
 
 
 def _directions(pixels: np.ndarray) -> np.ndarray:
-    """Unit vectors (n, 3) through the picture's points (n, 2), which are (column, row), 0 to SIZE."""
+    """Unit vectors (n, 3) through the picture's points (n, 2), which are (column, row) from 0 to SIZE."""
     across, down = ((pixels - SIZE / 2) / FOCAL).T
-    rays = _FORWARD + across[:, None] * _RIGHT + down[:, None] * _DOWN
-    return rays / np.linalg.norm(rays, axis=1, keepdims=True)
+    rays = _AHEAD + across[:, None] * _ACROSS + down[:, None] * _DOWN
+    return rays / np.sqrt((rays * rays).sum(1, keepdims=True))
 
 
 def _bowl(rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where rays (n, 3) from the eye meet the tray, (n, 3), and which of its planes they meet, (n,)."""
     points, normals = TRAY[:, :3], TRAY[:, 3:]
-    slope = rays @ normals.T                                                        # (n, 5)
-    distance = np.where(slope < -1e-6, ((points - EYE) * normals).sum(1) / np.minimum(slope, -1e-6), np.inf)
-    distance = distance.clip(max=10)
+    slope = np.einsum("ni,pi->np", rays, normals)                                   # (n, 5)
+    distance = np.where(slope < -1e-6, ((points - EYE) * normals).sum(1) / np.minimum(slope, -1e-6), 10).clip(max=10)
     return EYE + rays * distance.min(1, keepdims=True), distance.argmin(1)
 
 
-_CENTRES = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)), -1).reshape(-1, 2) + 0.5
-_RAYS = _directions(_CENTRES)
-_GROUND, _PLANE = _bowl(_RAYS)
+def _points(step: float) -> np.ndarray:
+    """Centres (n, 2) of squares of `step` pixels, as (column, row), row by row."""
+    at = np.arange(step / 2, SIZE, step)
+    return np.stack(np.meshgrid(at, at), -1).reshape(-1, 2)
 
 
-def _noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
-    """Smooth noise (size, size), about -1 to 1, with `cells` bumps a side."""
-    grid = rng.uniform(-1, 1, (cells + 2, cells + 2))
-    at = np.linspace(0, cells, size)
-    low = at.astype(int)
-    part = at - low
-    part = part * part * (3 - 2 * part)
-    rows = grid[low] * (1 - part)[:, None] + grid[low + 1] * part[:, None]
-    return rows[:, low] * (1 - part) + rows[:, low + 1] * part
+_PIXELS = _points(1)
+_RAYS = _directions(_PIXELS)
+_GROUND, _PLANE = _bowl(_directions(_points(_COARSE)))                              # where shadows may fall
+_UPWARD = TRAY[_PLANE, 3:]
+_FROM_LAMP = _GROUND - _LAMP
+_LAMP_DISTANCE = np.linalg.norm(_FROM_LAMP, axis=1)
+_FROM_LAMP /= _LAMP_DISTANCE[:, None]
+
+
+
+def _blend(outputs: int, inputs: int, reach: float) -> np.ndarray:
+    """Weights (outputs, inputs) that make each output a mean of the inputs within so many inputs' widths."""
+    apart = (np.arange(outputs)[:, None] + 0.5) / outputs * inputs - (np.arange(inputs) + 0.5)
+    weights = (1 - np.abs(apart) / reach).clip(1e-9)
+    return weights / weights.sum(1, keepdims=True)
+
+
+_ENLARGE = _blend(SIZE, SIZE // _COARSE, reach=1)
+_SOFTEN = _blend(SIZE, SIZE // _COARSE, reach=4)
 
 
 class Scene:
-    """The look of one episode: the painted tray and the light; renders what stands in it."""
+    """The look of one episode: the tray as painted, and the light. It renders what stands in the tray."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self.gain = rng.uniform(0.94, 1.06)
-        self.glare = rng.uniform(0, 1)
-        self.warmth = rng.uniform(-1, 1)
-        self.tray = self._paint(rng)                                                # (4096, 3)
-        self.grain = rng.normal(0, 0.003, (SIZE, SIZE, 3))
-
-    def _paint(self, rng: np.random.Generator) -> np.ndarray:
-        n = 4                                                                       # samples a pixel side
-        at = (np.arange(SIZE * n) + 0.5) / n
-        pixels = np.stack(np.meshgrid(at, at), -1).reshape(-1, 2)
-        column, row = pixels.T
-        where, plane = _bowl(_directions(pixels))
-        wood = np.array([0.84, 0.76, 0.62]) + self.warmth * np.array([0.01, -0.01, -0.05])
-        colour = np.tile(wood, (len(pixels), 1))
-        grain = _noise(rng, 48, 512)
-        u = ((where[:, 0] - 0.2) * 120).astype(int) % 512
-        v = ((where[:, 1] + 0.6) * 500).astype(int) % 512
-        colour += 0.035 * grain[u, v][:, None]
-        height = where[:, 2] - FLOOR
-        bright = np.ones(len(pixels))
-        side = (plane == WEST) | (plane == EAST)
-        bright[side] = 0.92 + 0.5 * height[side]
-        colour *= bright[:, None]
-        front = plane == FRONT
-        board = np.array([0.88, 0.83, 0.74]) * (1 - self.glare) + np.array([0.94, 0.95, 0.98]) * self.glare
-        colour[front] = board + 0.02 * grain[u, v][front, None]
-        back = plane == BACK
-        white = np.clip(height / 0.05, 0, 1)[:, None]
-        colour[back] = (colour * (1 - white) + np.array([1.02, 1.0, 0.95]) * white)[back]
-        outside = side & (height > 0.16)
-        colour[outside] = np.array([0.62, 0.68, 0.74])
-        colour[row > 58] = np.array([0.55, 0.50, 0.40])
-        colour[row > 60] = np.array([0.30, 0.20, 0.10])
-        colour[row < 2] *= 0.5
-        return colour.reshape(SIZE, n, SIZE, n, 3).mean((1, 3)).reshape(-1, 3)
+        self._gain = rng.uniform(0.95, 1.05)
+        self._grain = rng.normal(0, 0.003, (SIZE, SIZE, 3))
+        self._tray = _paint(rng)                                                    # (4096, 3)
 
     def render(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-        """The camera's frame, uint8 (64, 64, 3)."""
-        geom, distance, normal = _cast(model, data, EYE, _RAYS)
-        shade = self._shadow(model, data)
-        picture = self.tray * shade[:, None]
-        seen = geom >= 0
-        picture[seen] = self._surface(model, data, geom[seen], EYE + _RAYS[seen] * distance[seen, None],
-                                      normal[seen], _RAYS[seen])
-        edge = np.flatnonzero(_differs(geom.reshape(SIZE, SIZE)))
-        if len(edge):
-            n = len(_SUBSAMPLES)
-            rays = _directions((_CENTRES[edge, None] + _SUBSAMPLES).reshape(-1, 2))
-            geom, distance, normal = _cast(model, data, EYE, rays)
-            colour = np.repeat((self.tray * shade[:, None])[edge], n, axis=0)
-            seen = geom >= 0
-            colour[seen] = self._surface(model, data, geom[seen], EYE + rays[seen] * distance[seen, None],
-                                         normal[seen], rays[seen])
-            picture[edge] = colour.reshape(len(edge), n, 3).mean(1)
-        picture = picture.reshape(SIZE, SIZE, 3) * self.gain
-        picture = _blur(picture, 0.12) + self.grain
-        picture[0], picture[:, 0] = 0, 0                                            # as every real frame has it
+        """The camera's frame, uint8 (64, 64, 3), of the poses in `data`."""
+        tray = self._tray * _shadow(model, data)[:, None]
+        picture, geom = _shaded(model, data, _RAYS, tray)
+        edge = np.flatnonzero(_outlines(geom.reshape(SIZE, SIZE)))
+        rays = _directions((_PIXELS[edge, None] + _EDGE).reshape(-1, 2))
+        finer, _ = _shaded(model, data, rays, tray[edge].repeat(len(_EDGE), axis=0))
+        picture[edge] = finer.reshape(len(edge), len(_EDGE), 3).mean(1)
+        picture = picture.reshape(SIZE, SIZE, 3) * self._gain + self._grain
+        picture[0], picture[:, 0] = 0, 0                                            # as in every real frame
         return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
-    def _surface(self, model, data, geom, points, normal, rays) -> np.ndarray:
-        """Colours (n, 3) of points on geoms."""
-        local = np.einsum("nij,ni->nj", data.geom_xmat[geom].reshape(-1, 3, 3), points - data.geom_xpos[geom])
-        pattern = model.geom_user[geom, 0]
-        first, second = model.geom_rgba[geom, :3].astype(float), model.geom_user[geom, 1:4]
-        unit = local / model.geom_rbound[geom, None]
-        mix = np.zeros(len(geom))
-        mix = np.where(pattern == STRIPES, np.sin(unit[:, 0] * 9) > 0.2, mix)
-        mix = np.where(pattern == SPOTS, np.sin(unit * 6 + 1).prod(1) > 0.25, mix)
-        mix = np.where(pattern == FUR, 0.5 + 0.5 * np.sin(unit @ [17, 13, 19]), mix)
-        mix = np.where(pattern == HALVES, unit[:, 2] < 0, mix)
-        colour = first + (second - first) * mix[:, None]
-        light = 0.55 + 0.25 * normal[:, 2] + 0.4 * (normal @ _TO_SUN).clip(0)
-        half = _TO_SUN - rays
-        half /= np.linalg.norm(half, axis=1, keepdims=True)
-        gloss = model.geom_user[geom, 4] * (normal * half).sum(1).clip(0) ** 24
-        return colour * light[:, None] + gloss[:, None]
 
-    def _shadow(self, model, data) -> np.ndarray:
-        """Light that reaches each point of the tray, (4096,), 1 where nothing is in its way."""
-        across = _GROUND - SUN
-        reach = np.linalg.norm(across, axis=1)
-        geom, distance, _ = _cast(model, data, SUN, across / reach[:, None])
-        lit = ((geom < 0) | (distance > reach)).astype(float).reshape(SIZE, SIZE)
-        for _ in range(3):
-            lit = _blur(lit, 0.25)
-        return 0.72 + 0.28 * lit.ravel()
+# The tray's paint ----------------------------------------------------------------------------------------
+
+_FINE = 3                                       # samples a pixel side
+
+
+@lru_cache(maxsize=1)
+def _canvas() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Column, row, point on the tray (n, 3) and plane of each of the painting's samples."""
+    pixels = _points(1 / _FINE)
+    return *pixels.T, *_bowl(_directions(pixels))
+
+
+def _paint(rng: np.random.Generator) -> np.ndarray:
+    """The empty tray and what is seen around it, (4096, 3), in one of the lights that the real one was seen in."""
+    column, row, where, plane = _canvas()
+    daylight, warmth = rng.uniform(0, 1) ** 1.5, rng.normal(0, 1)
+
+    wood = np.array([0.87, 0.83, 0.72]) + warmth * np.array([0.01, -0.01, -0.05])
+    grain = _noise(rng, (14, 130), (256, 1024))
+    veins = grain[((where[:, 0] + 1) * 120).astype(int) % 256, ((where[:, 1] + 1) * 700).astype(int) % 1024]
+    broad = _noise(rng, (5, 5), (SIZE * _FINE, SIZE * _FINE)).ravel()
+    colour = wood * (1 + 0.05 * veins + 0.04 * broad)[:, None]
+
+    def lay(mask: np.ndarray, paint, share=1.0) -> None:
+        share = share[mask, None] if np.ndim(share) else share
+        colour[mask] = colour[mask] * (1 - share) + np.asarray(paint) * share
+
+    floor = plane == _FLOOR
+    colour[floor] *= (0.86 + 0.15 * ((row[floor] - 14) / 28).clip(0, 1))[:, None]
+    glow = ((32 - row) / 22).clip(0, 1) * (0.3 + 0.7 * daylight)
+    lay(plane == _LEFT, (0.84, 0.92, 1.0), glow * (1 - ((column - 8) / 14).clip(0, 1)))
+    colour[plane == _RIGHT] *= [0.94, 0.92, 0.87]
+    lay(plane == _FRONT, (0.89, 0.88, 0.82), 0.65)
+    shine = daylight * (0.45 + 0.55 * column / SIZE + 0.5 * broad)
+    lay(plane == _FRONT, (0.93, 0.99, 1.05), shine.clip(0, 1))
+    lay(plane == _BACK, (1.04, 1.03, 0.97), ((where[:, 2] - FLOOR) / 0.04).clip(0, 1) * rng.uniform(0.2, 1) ** 0.5)
+
+    steel = np.array([0.47, 0.54, 0.57]) + 0.1 * daylight
+    lay(_inside((-1, 7), (9, 1), (15, 1), (15, 9), (10, 15)), steel)
+    lay(_inside((8, 3), (15, 1), (15, 9), (11, 14)), steel * 0.75, 0.8)
+    lay(_inside((51, 1), (56, 1), (65, 8), (51, 15)), steel * 0.95)
+    lay(_inside((-1, -1), (8, -1), (-1, 7)), (0.16, 0.15, 0.14), 0.85)
+    lay(_inside((57, -1), (65, -1), (65, 6)), (0.16, 0.15, 0.14), 0.7)
+    clutter = rng.uniform(0.05, 1, (SIZE // 2 + 1, 1)) * [0.84, 0.85, 0.88]
+    lay(row < 2.2, clutter[(column[row < 2.2] / 2).astype(int)], 0.8)
+    lay(_inside((32, 0), (37, 0), (37, 2.2), (32, 2.2)), (0.4, 0.08, 0.1), 0.9)
+    lay(_inside((-1, 43), (3.5, 43), (1, 47), (-1, 47)), (0.12, 0.14, 0.16), 0.9)
+    lay(_inside((62.6, 43), (65, 43), (65, 45)), (0.2, 0.2, 0.2), 0.8)
+    lay(row > 57.2, (0.52, 0.48, 0.37))
+    lay(row > 60.1, (0.31, 0.21, 0.08))
+    for left in (20.5, 46):
+        lay(_inside((left - 1.2, 60.1), (left + 1.4, 60.1), (left + 2.2, 65), (left, 65)), (0.44, 0.42, 0.33))
+    return colour.clip(0, 1.05).reshape(SIZE, _FINE, SIZE, _FINE, 3).mean((1, 3)).reshape(-1, 3)
+
+
+@lru_cache(maxsize=None)
+def _inside(*corners: tuple[float, float]) -> np.ndarray:
+    """Which of the painting's samples lie in a polygon of the picture's points, (column, row)."""
+    mask = Image.new("1", (SIZE * _FINE, SIZE * _FINE))
+    ImageDraw.Draw(mask).polygon([(column * _FINE, row * _FINE) for column, row in corners], fill=1)
+    return np.asarray(mask).ravel()
+
+
+def _noise(rng: np.random.Generator, bumps: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Smooth noise of a shape, within -1 to 1, with so many bumps along each axis."""
+    values = rng.uniform(-1, 1, (bumps[0] + 2, bumps[1] + 2))
+    for axis, (count, size) in enumerate(zip(bumps, shape, strict=True)):
+        at = np.linspace(0, count, size)
+        low = at.astype(int)
+        part = (at - low) ** 2 * (3 - 2 * (at - low))
+        part = part[:, None] if axis == 0 else part
+        values = values.take(low, axis) * (1 - part) + values.take(low + 1, axis) * part
+    return values
+
+
+# Shading -------------------------------------------------------------------------------------------------
+
+def _shaded(model, data, rays: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Colours (n, 3) seen along rays (n, 3), `behind` (n, 3) where they hit nothing, and the geoms hit (n,)."""
+    geom, distance, normal = _cast(model, data, EYE, rays)
+    seen = np.flatnonzero(geom >= 0)
+    colour = behind.copy()
+    hit, ray = geom[seen], rays[seen]
+    colour[seen] = _surface(model, data, hit, EYE + ray * distance[seen, None], normal[seen], ray)
+    return colour, geom
+
+
+def _surface(model, data, geom, points, normal, rays) -> np.ndarray:
+    """Colours (n, 3) of points (n, 3) on geoms (n,)."""
+    axes = data.geom_xmat.reshape(-1, 3, 3)[geom]
+    local = np.einsum("ni,nij->nj", points - data.geom_xpos[geom], axes)            # in the geom's own frame
+    pattern, second, gloss = np.split(model.geom_user[geom], [1, 4], axis=1)
+    mix = np.choose(pattern[:, 0].astype(int), [
+        np.zeros(len(geom)),
+        (0.5 + 1.2 * np.sin(local.sum(1) * 190)).clip(0, 1),
+        (0.2 + 2 * np.sin(local * 110 + 1).prod(1)).clip(0, 1),
+        (0.5 + 0.9 * np.sin(local * [170, 190, 210]).sum(1) / 1.7).clip(0, 1),
+        (local[:, 2] < 0).astype(float)])
+    colour = model.geom_rgba[geom, :3] * (1 - mix)[:, None] + second * mix[:, None]
+    near_floor = 0.62 + 0.38 * ((points[:, 2] - FLOOR) / 0.05).clip(0, 1)
+    light = (0.52 + 0.22 * normal[:, 2] + 0.42 * (normal @ _TO_LAMP).clip(0)) * near_floor
+    half = _TO_LAMP - rays
+    facing = ((normal * half).sum(1) / np.sqrt((half * half).sum(1))).clip(0)
+    return colour * light[:, None] + gloss * (facing ** 20)[:, None]
+
+
+def _shadow(model, data) -> np.ndarray:
+    """The light that reaches the tray in each pixel, (4096,): 1 where nothing is near or in the lamp's way."""
+    geom, distance, _ = _cast(model, data, _LAMP, _FROM_LAMP)
+    lit = (geom < 0) | (distance > _LAMP_DISTANCE)
+    visible = np.flatnonzero(model.geom_group == VISIBLE)
+    centre, radius = data.geom_xpos[visible], model.geom_rbound[visible].clip(max=0.045)
+    squared = (centre ** 2).sum(1)[:, None] - 2 * centre @ _GROUND.T + (_GROUND ** 2).sum(1)        # (geoms, n)
+    above = (centre @ _UPWARD.T - (_GROUND * _UPWARD).sum(1)).clip(0)
+    hidden = 0.9 * radius ** 2 @ (above / (squared * np.sqrt(squared)))             # of the sky, were they spheres
+    light = (0.88 + 0.12 * _enlarged(lit, _SOFTEN)) * (0.25 + 0.75 * _enlarged(np.exp(-hidden), _ENLARGE))
+    return light.ravel()
+
+
+def _enlarged(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The picture (64, 64) that coarse values (n,) stand for; the weights are the same down and across."""
+    coarse = values.reshape(SIZE // _COARSE, -1).astype(float)
+    return weights @ coarse @ weights.T
 
 
 def _cast(model, data, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Geom (n,), -1 for none, distance (n,) and normal (n, 3) of what rays (n, 3) hit first."""
+    """The geom (n,), -1 for none, the distance (n,) and the normal (n, 3) of what unit rays (n, 3) hit first."""
     n = len(rays)
     geom, distance, normal = np.full(n, -1, np.int32), np.zeros(n), np.zeros(3 * n)
     groups = np.zeros(6, np.uint8)
     groups[VISIBLE] = 1
-    mujoco.mj_multiRay(model, data, origin, rays.ravel(), groups, True, -1, geom, distance, normal, n, 10.0)
+    if n:
+        mujoco.mj_multiRay(model, data, origin, rays.ravel(), groups, True, -1, geom, distance, normal, n, 10.0)
     return geom, distance, normal.reshape(n, 3)
 
 
-def _differs(ids: np.ndarray) -> np.ndarray:
-    """Where one of the four neighbours is not the same."""
+def _outlines(ids: np.ndarray) -> np.ndarray:
+    """Where one of the four neighbours (H, W) is another; a flat mask."""
     edge = np.zeros(ids.shape, bool)
-    for axis in (0, 1):
-        change = np.diff(ids, axis=axis) != 0
-        first, last = ((slice(None), slice(None, -1)), (slice(None), slice(1, None)))
-        if axis == 0:
-            first, last = first[::-1], last[::-1]
-        edge[first] |= change
-        edge[last] |= change
+    down, across = ids[1:] != ids[:-1], ids[:, 1:] != ids[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
     return edge.ravel()
 
-
-def _blur(image: np.ndarray, share: float) -> np.ndarray:
-    """Each pixel gives `share` of itself to either neighbour, in rows and in columns."""
-    for axis in (0, 1):
-        padded = np.concatenate([image.take([0], axis), image, image.take([-1], axis)], axis)
-        count = image.shape[axis]
-        image = ((1 - 2 * share) * image + share * padded.take(range(count), axis)
-                 + share * padded.take(range(2, count + 2), axis))
-    return image

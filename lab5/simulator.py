@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from lab5 import scene
-from lab5.scene import FUR, HALVES, PLAIN, SPOTS, STRIPES, Scene
+from lab5.scene import Scene
 
 VERSION = 1                                     # of the simulator; another makes other frames from a seed
 SPLITS = ("train", "validate", "test")
@@ -33,92 +33,122 @@ LOW, HIGH = np.array([0.43, -0.31, 0.19]), np.array([0.86, 0.23, 0.32])      # w
 REST, LIFTED = 0.20, 0.31                       # m, height of the end-effector when it pushes and when it is up
 SUBSTEPS, TIMESTEP = 20, 0.005                  # physics steps a frame, seconds each
 
-# Toys ----------------------------------------------------------------------------------------------------
+# The world -----------------------------------------------------------------------------------------------
 
-GREY, WHITE, BLACK = (0.62, 0.62, 0.6), (0.9, 0.9, 0.88), (0.1, 0.09, 0.09)
-GREEN, ORANGE, BLUE = (0.4, 0.8, 0.1), (0.85, 0.4, 0.12), (0.1, 0.42, 0.68)
-RED, PURPLE, BROWN, OLIVE = (0.72, 0.16, 0.08), (0.3, 0.14, 0.42), (0.28, 0.17, 0.08), (0.55, 0.58, 0.38)
-YELLOW = (0.9, 0.75, 0.15)
+_COLOURS = {
+    "black": (0.05, 0.045, 0.04), "grey": (0.42, 0.43, 0.44), "silver": (0.74, 0.75, 0.78), "white": (0.93, 0.93, 0.93),
+    "cream": (0.86, 0.82, 0.68), "brown": (0.25, 0.17, 0.09), "tan": (0.55, 0.40, 0.24), "red": (0.74, 0.22, 0.12),
+    "maroon": (0.40, 0.03, 0.05), "orange": (0.88, 0.40, 0.14), "yellow": (0.93, 0.74, 0.15), "olive": (0.56, 0.58, 0.42),
+    "green": (0.42, 0.80, 0.10), "teal": (0.10, 0.45, 0.50), "blue": (0.08, 0.43, 0.70), "purple": (0.24, 0.12, 0.36),
+    "soot": (0.055, 0.042, 0.04), "slate": (0.22, 0.24, 0.28)}
 
-# each toy is a rigid body of geoms: kind, size, position, Euler angles, colour, pattern, second colour
-_TOYS = [
-    [("ellipsoid", ".04 .026 .026", "0 0 0", "0 0 0", WHITE, STRIPES, GREY),
-     ("sphere", ".024", ".045 0 .016", "0 0 0", WHITE, STRIPES, GREY),
-     ("capsule", ".01 .02", ".025 .02 -.02", "0 0 0", GREY, FUR, WHITE),
-     ("capsule", ".01 .02", "-.025 -.02 -.02", "0 0 0", GREY, FUR, WHITE)],
-    [("sphere", ".038", "0 0 0", "0 0 0", GREEN, PLAIN, GREEN),
-     ("ellipsoid", ".036 .036 .014", "0 0 -.025", "0 0 0", ORANGE, PLAIN, ORANGE)],
-    [("box", ".045 .016 .016", "0 0 0", "0 0 0", BLUE, PLAIN, BLUE),
-     ("box", ".016 .035 .016", ".03 .03 0", "0 0 .3", BLUE, PLAIN, BLUE),
-     ("box", ".018 .012 .018", "0 .016 0", "0 0 0", ORANGE, PLAIN, ORANGE)],
-    [("ellipsoid", ".028 .028 .012", "0 0 0", "0 0 0", RED, PLAIN, RED),
-     ("capsule", ".008 .03", ".05 0 0", "0 1.57 0", RED, PLAIN, RED)],
-    [("ellipsoid", ".022 .022 .018", "0 0 0", "0 0 0", PURPLE, PLAIN, PURPLE),
-     ("capsule", ".008 .03", ".045 0 0", "0 1.57 0", PURPLE, PLAIN, PURPLE)],
-    [("sphere", ".028", "0 0 0", "0 0 0", BROWN, FUR, BLACK),
-     ("sphere", ".022", ".035 0 .01", "0 0 0", BROWN, FUR, WHITE),
-     ("capsule", ".01 .02", "0 .03 0", "1.2 0 0", BROWN, PLAIN, BROWN)],
-    [("sphere", ".032", "0 0 0", "0 0 0", WHITE, PLAIN, WHITE)],
-    [("capsule", ".024 .03", "0 0 0", "0 1.57 0", WHITE, STRIPES, BROWN)],
-    [("box", ".05 .02 .014", "0 0 0", "0 0 0", BLACK, STRIPES, GREEN),
-     ("box", ".045 .018 .008", "0 0 .018", "0 0 0", GREEN, PLAIN, GREEN)],
-    [("sphere", ".022", "0 0 0", "0 0 0", OLIVE, PLAIN, OLIVE)],
-    [("ellipsoid", ".034 .026 .024", "0 0 0", "0 0 0", WHITE, SPOTS, BLACK),
-     ("sphere", ".02", ".038 0 .01", "0 0 0", BLACK, PLAIN, BLACK)],
-    [("ellipsoid", ".026 .026 .02", "0 0 0", "0 0 0", PURPLE, FUR, BLUE)],
-]
+# Each toy is one rigid body; a line a geom: kind, size | place (both in cm) | Euler angles in degrees | colour, and a
+# pattern with its second colour
+_TOYS = {
+    "zebra": """ellipsoid 4.6 2.8 2.8 | 0 0 0 | 0 0 0 | white fur grey
+                sphere 2.6 | 5 0 1.6 | 0 0 0 | silver fur black
+                capsule 1 2.2 | 2.6 2.2 -1.6 | 60 0 0 | silver stripes grey
+                capsule 1 2.2 | 2.6 -2.2 -1.6 | -60 0 0 | silver stripes grey
+                capsule 1 2.4 | -3 2.2 -1.6 | 60 0 0 | silver stripes grey""",
+    "rabbit": """ellipsoid 3.2 3.2 4.2 | 0 0 0 | 0 0 0 | silver fur grey
+                 sphere 2.8 | 0 0 5.4 | 0 0 0 | silver fur white
+                 capsule 0.9 2.4 | 0 1.5 8.6 | 15 0 0 | silver stripes grey
+                 capsule 0.9 2.4 | 0 -1.5 8.6 | -15 0 0 | silver stripes grey""",
+    "turtle": """sphere 4 | 0 0 1 | 0 0 0 | green
+                 ellipsoid 4.6 4.2 1.6 | 0 0 -1.6 | 0 0 0 | orange
+                 sphere 1.5 | 5 0 -1 | 0 0 0 | green""",
+    "ball": "sphere 4.4 | 0 0 0 | 0 0 0 | green",
+    "drill": """box 5.2 1.8 1.9 | 0 0 0 | 0 0 0 | blue
+                box 1.7 3.4 1.8 | 3.4 -3 0 | 0 0 15 | blue
+                box 3 0.9 2 | 0.6 2 0 | 0 0 0 | orange
+                capsule 1 1.2 | -6 0 0 | 0 90 0 | yellow""",
+    "ladle": """ellipsoid 3.2 3 1.4 | 0 0 0 | 0 0 0 | red
+                capsule 0.8 3.6 | 6 0 0.2 | 0 88 0 | red""",
+    "spoon": """ellipsoid 2.6 2.4 1.4 | 0 0 0 | 0 0 0 | purple
+                capsule 0.8 3.4 | 5.2 0 0.2 | 0 88 0 | purple""",
+    "bear": """ellipsoid 3 2.6 3.2 | 0 0 0 | 0 0 0 | brown fur tan
+               sphere 2.5 | 0 0 4.6 | 0 0 0 | brown fur black
+               sphere 1.6 | 2 0 4.6 | 0 0 0 | cream
+               capsule 1.1 1.8 | 0 3.2 0.6 | 70 0 0 | brown
+               capsule 1.1 1.8 | 0 -3.2 0.6 | -70 0 0 | brown""",
+    "cup": """sphere 3.5 | 0 0 0 | 0 0 0 | white
+              cylinder 2.4 0.5 | 0 0 -3 | 0 0 0 | tan""",
+    "roll": """capsule 2.7 3 | 0 0 0 | 0 90 0 | white stripes brown
+               sphere 1.6 | 5.6 0 0 | 0 0 0 | black""",
+    "train": """box 5.6 2.2 1.3 | 0 0 0 | 0 0 0 | black
+                box 5 1.9 0.9 | 0 0 2.1 | 0 0 0 | green stripes silver
+                box 1.6 1.7 1.2 | -3 0 3.6 | 0 0 0 | green""",
+    "stone": "ellipsoid 2.4 2.2 2 | 0 0 0 | 0 0 0 | olive",
+    "cow": """ellipsoid 4.2 3 2.8 | 0 0 0 | 0 0 0 | white spots black
+              sphere 2.2 | 4.6 0 1.2 | 0 0 0 | black
+              ellipsoid 1.2 1.6 1.2 | 6.4 0 0.6 | 0 0 0 | cream""",
+    "star": """ellipsoid 3 2.6 2.2 | 0 0 0 | 0 0 0 | purple fur black
+               sphere 1.3 | 2.4 2 0 | 0 0 0 | purple
+               sphere 1.3 | -2.4 2 0 | 0 0 0 | purple""",
+    "rattle": """sphere 2.2 | 0 0 0 | 0 0 0 | yellow
+                 capsule 0.8 2 | 3.6 0 0 | 0 90 0 | white
+                 ellipsoid 2.2 2.2 1.6 | 6.6 0 0 | 0 0 0 | teal stripes red""",
+}
+
+# The arm's parts stand on the point between the fingertips; the two links above the hand come from inverse kinematics
+_ARM = {
+    "hand": """box 1.2 2.4 0.8 | 0 0 7 | 0 0 0 | soot
+               cylinder 2.3 1.5 | 0 0 9.2 | 0 0 0 | maroon
+               capsule 3 2.4 | 0 0 14.4 | 0 0 0 | soot
+               box 2 2.2 2 | 0 3.6 15 | 0 0 0 | soot
+               box 1.6 1 1.2 | 0.6 5 17.4 | 0 0 0 | slate
+               cylinder 3.9 1.4 | 0 0 19.8 | 0 0 0 | maroon""",
+    "finger": "capsule 0.8 3.6 | 0 0 2.6 | 0 0 0 | soot",
+    "thumb": "capsule 0.8 3.6 | 0 0 2.6 | 0 0 0 | soot",
+    "forearm": "capsule 4.3 18 | 0 0 0 | 0 0 0 | soot",
+    "upper arm": "capsule 5.5 32 | 0 0 0 | 0 0 0 | maroon",
+}
+_SHOULDER, _HAND, _FOREARM, _UPPER_ARM = np.array([0.0, -0.05, 0.74]), 0.21, 0.36, 0.64      # m; the links' lengths
+_OPEN, _CLOSED = 0.014, 0.007                   # m from the middle to a finger
 
 
-def _geom(kind, size, place, euler, colour, pattern, second, gloss=0.25) -> str:
-    user = " ".join(map(str, (pattern, *second, gloss)))
-    return (f'<geom type="{kind}" size="{size}" pos="{place}" euler="{euler}" group="{scene.VISIBLE}" '
-            f'rgba="{" ".join(map(str, colour))} 1" user="{user}"/>')
+def _geoms(lines: str, scale: float = 1.0, collides: bool = True) -> str:
+    """MuJoCo's XML of a body's geoms."""
+    xml = []
+    for line in lines.splitlines():
+        (kind, *size), place, angles, (colour, *rest) = (part.split() for part in line.split("|"))
+        pattern, second = rest or ("plain", colour)
+        size, place = (" ".join(f"{float(number) * scale / 100:.6g}" for number in part) for part in (size, place))
+        user = scene.PATTERNS.index(pattern), *_COLOURS[second], 0.06 if pattern == "fur" else 0.22
+        xml.append(f'<geom type="{kind}" size="{size}" pos="{place}" euler="{" ".join(angles)}" group="{scene.VISIBLE}" '
+                   f'rgba="{_words(_COLOURS[colour])} 1" user="{_words(user)}"{"" if collides else NO_CONTACT}/>')
+    return "".join(xml)
 
 
-_ARM_BLACK, _ARM_RED = (0.07, 0.05, 0.05), (0.4, 0.04, 0.05)
-SHOULDER, HAND, UPPER_LENGTH, FOREARM_LENGTH = np.array([0.0, -0.04, 0.62]), 0.19, 0.55, 0.42
+NO_CONTACT = ' contype="0" conaffinity="0"'
 
-_ARM = f"""
-<body name="hand" mocap="true">
-  {_geom("cylinder", ".016 .012", "0 0 .058", "0 0 0", _ARM_BLACK, PLAIN, _ARM_BLACK)}
-  {_geom("cylinder", ".024 .012", "0 0 .08", "0 0 0", _ARM_RED, PLAIN, _ARM_RED)}
-  {_geom("capsule", ".028 .025", "0 0 .125", "0 0 0", _ARM_BLACK, PLAIN, _ARM_BLACK)}
-  {_geom("box", ".02 .016 .02", "0 .032 .12", "0 0 0", (0.2, 0.2, 0.22), PLAIN, _ARM_BLACK)}
-  {_geom("cylinder", ".042 .012", "0 0 .17", "0 0 0", _ARM_RED, PLAIN, _ARM_RED)}
-</body>
-<body name="left" mocap="true">{_geom("capsule", ".007 .022", "0 0 .03", "0 0 0", _ARM_BLACK, PLAIN, _ARM_BLACK)}</body>
-<body name="right" mocap="true">{_geom("capsule", ".007 .022", "0 0 .03", "0 0 0", _ARM_BLACK, PLAIN, _ARM_BLACK)}</body>
-<body name="forearm" mocap="true">
-  {_geom("capsule", f".05 {FOREARM_LENGTH / 2}", "0 0 0", "0 0 0", _ARM_BLACK, PLAIN, _ARM_BLACK)}</body>
-<body name="upper" mocap="true">
-  {_geom("capsule", f".06 {UPPER_LENGTH / 2}", "0 0 0", "0 0 0", _ARM_RED, PLAIN, _ARM_RED)}</body>
-"""
-_BODIES = ("hand", "left", "right", "forearm", "upper")
+
+def _words(numbers) -> str:
+    return " ".join(map(str, numbers))
 
 
 def _world(rng: np.random.Generator) -> mujoco.MjModel:
-    """Arm, tray and 5 to 9 toys."""
-    planes = []
-    for x, y, z, *normal in scene.TRAY:
+    """Tray, arm and 6 to 9 toys, which lie far from the camera more often than near it."""
+    bodies = []
+    for *point, x, y, z in scene.TRAY:
         quat = np.zeros(4)
-        mujoco.mju_quatZ2Vec(quat, np.array(normal))
-        planes.append(f'<geom type="plane" size="1 1 .1" pos="{x} {y} {z}" quat="{" ".join(map(str, quat))}"/>')
-    toys = []
-    for kind in rng.permutation(len(_TOYS))[:rng.integers(5, 10)]:
-        x = 0.38 + 0.4 * rng.beta(1.2, 2.2)
-        y = rng.uniform(-0.29, 0.21)
-        geoms = "".join(_geom(*geom) for geom in _TOYS[kind])
-        toys.append(f'<body pos="{x} {y} {0.23 + 0.06 * len(toys)}" euler="0 0 {rng.uniform(0, 6.28)}"><freejoint/>{geoms}</body>')
+        mujoco.mju_quatZ2Vec(quat, np.array([x, y, z]))
+        bodies.append(f'<geom type="plane" size="1 1 .1" pos="{_words(point)}" quat="{_words(quat)}"/>')
+    for name, lines in _ARM.items():
+        bodies.append(f'<body name="{name}" mocap="true">{_geoms(lines, collides=name in ("hand", "finger", "thumb"))}</body>')
+    toys = list(_TOYS)
+    for count, toy in enumerate(rng.permutation(len(toys))[:rng.integers(6, 10)]):
+        x, y = 0.33 + 0.45 * rng.beta(1.1, 2), rng.uniform(-0.34, 0.24)
+        bodies.append(f'<body pos="{x} {y} {0.22 + 0.05 * count}" euler="0 0 {rng.uniform(0, 360)}"><freejoint/>'
+                      f'{_geoms(_TOYS[toys[toy]], rng.uniform(1.05, 1.25))}</body>')
     model = mujoco.MjModel.from_xml_string(f"""
-<mujoco><compiler angle="radian"/><size nuser_geom="5"/>
-<option timestep="{TIMESTEP}" integrator="implicitfast" iterations="20"/>
-<default><geom density="200" friction=".7 .005 .0005" condim="4" solref=".015 1"/></default>
-<worldbody>{"".join(planes)}{_ARM}{"".join(toys)}</worldbody></mujoco>""")
-    for body in range(1, model.nbody):
-        if model.body_dofnum[body]:
-            first = model.body_dofadr[body]
-            model.dof_damping[first:first + 3] = 3 * model.body_mass[body]
-            model.dof_damping[first + 3:first + 6] = 4 * model.body_inertia[body].mean()
+        <mujoco><size nuser_geom="5"/><option timestep="{TIMESTEP}" integrator="implicitfast" iterations="20"><flag sleep="enable"/></option>
+        <default><geom density="200" friction=".7 .005 .0005" condim="4" solref=".015 1"/></default>
+        <worldbody>{"".join(bodies)}</worldbody></mujoco>""")
+    for body in np.flatnonzero(model.body_dofnum):                  # soft toys do not roll on
+        dof = model.body_dofadr[body]
+        model.dof_damping[dof:dof + 3] = 3 * model.body_mass[body]
+        model.dof_damping[dof + 3:dof + 6] = 4 * model.body_inertia[body].mean()
     return model
 
 
@@ -136,10 +166,9 @@ class Robot:
         self._scene = Scene(rng)
         self._model = _world(rng)
         self._data = mujoco.MjData(self._model)
-        self._mocap = [self._model.body(name).mocapid[0] for name in _BODIES]
         self._position = np.array([*rng.uniform(LOW[:2], HIGH[:2]), REST])
         self._lift, self._grip = 0, 0.0
-        self._pose(np.array([0.6, -0.04, 0.6]), 0.0)                # out of the way while the toys settle
+        self._pose(np.array([0.6, -0.05, 0.6]), 0.0)                # out of the way while the toys come to rest
         mujoco.mj_step(self._model, self._data, 200)
         self._pose(self._position, self._grip)
         mujoco.mj_step(self._model, self._data, 40)
@@ -165,30 +194,28 @@ class Robot:
         z = self._position[2]
         height = z + 0.5 * ((LIFTED if self._lift else REST) - z)
         self._lift = max(self._lift - 1, 0)
-        start, grip_start = self._position, self._grip
-        end = np.clip([start[0] + dx / 2, start[1] + dy / 2, height], LOW, HIGH)
+        end = np.clip([self._position[0] + dx / 2, self._position[1] + dy / 2, height], LOW, HIGH)
+        start, self._position, self._grip = self._data.mocap_pos.copy(), end, float(grip)
+        self._pose(end, self._grip)
+        stop = self._data.mocap_pos.copy()
         for part in np.linspace(0, 1, SUBSTEPS + 1)[1:]:
-            self._pose(start + part * (end - start), grip_start + part * (grip - grip_start))
+            self._data.mocap_pos = start + part * (stop - start)
             mujoco.mj_step(self._model, self._data)
-        self._position, self._grip = end, grip
 
     def _pose(self, tip: np.ndarray, grip: float) -> None:
-        """Put the arm where its fingertips are at `tip`; inverse kinematics of two links above the hand."""
-        wrist = tip + [0, 0, HAND]
-        across = wrist - SHOULDER
+        """Put the arm where its fingertips are at `tip`: the hand hangs down, two links reach from the shoulder to it."""
+        wrist = tip + [0, 0, _HAND]
+        across = wrist - _SHOULDER
         reach = np.linalg.norm(across)
-        reach_ = min(reach, UPPER_LENGTH + FOREARM_LENGTH - 1e-6)
-        along = (UPPER_LENGTH ** 2 - FOREARM_LENGTH ** 2 + reach_ ** 2) / (2 * reach_)
         axis = across / reach
-        up = np.array([0, 0, 1.0]) - axis[2] * axis
-        elbow = SHOULDER + along * axis + np.sqrt(max(UPPER_LENGTH ** 2 - along ** 2, 0)) * up / np.linalg.norm(up)
-        spread = np.array([0, 0.016 - 0.007 * grip, 0])
-        poses = {"hand": (tip, None), "left": (tip - spread, None), "right": (tip + spread, None),
-                 "forearm": ((wrist + elbow) / 2, elbow - wrist), "upper": ((elbow + SHOULDER) / 2, elbow - SHOULDER)}
-        for index, (place, axis) in zip(self._mocap, poses.values(), strict=True):
-            self._data.mocap_pos[index] = place
-            if axis is not None:
-                mujoco.mju_quatZ2Vec(self._data.mocap_quat[index], axis / np.linalg.norm(axis))
+        along = (_UPPER_ARM ** 2 - _FOREARM ** 2 + reach ** 2) / (2 * reach)
+        up = np.array([0, 0, 1]) - axis[2] * axis
+        bend = np.sqrt(max(_UPPER_ARM ** 2 - along ** 2, 0)) / np.linalg.norm(up)
+        elbow = _SHOULDER + along * axis + bend * up
+        aside = np.array([0, _OPEN + (_CLOSED - _OPEN) * grip, 0])
+        self._data.mocap_pos = [tip, tip - aside, tip + aside, (wrist + elbow) / 2, (elbow + _SHOULDER) / 2]
+        for index, link in ((3, elbow - wrist), (4, elbow - _SHOULDER)):
+            mujoco.mju_quatZ2Vec(self._data.mocap_quat[index], link / np.linalg.norm(link))
 
 
 def draw_actions(rng: np.random.Generator, length: int) -> np.ndarray:
