@@ -38,6 +38,14 @@ class Config:
     skip: Literal["context", "latest"] = "context"
     #   skips from the last context frame, or from the newest frame at hand (SVG's option)
 
+    # The extras, each a component of its own (notebook 03)
+    learned_prior: bool = False         # an LSTM over the past in place of N(0, I) (Denton & Fergus 2018)
+    prior_layers: int = 1               # its LSTM layers
+    conditional_convolution: bool = False   # the condition modulates every convolution (Choi et al. 2019)
+    hierarchical: bool = False          # latent maps at 8x8 and 16x16 below z(t)
+    z_channels: int = 4                 # channels of each
+    aligned: bool = False               # skips are moved to where they belong at each step
+
     # Objective: reconstruction (pixel-mean squared error) + beta * kl_weight(t) * KL
     beta: float = 1e-4                  # what a KL weight of 1 stands for; SVG's value on BAIR
     kl_schedule: Literal["monotonic", "cyclical", "constant", "zero"] = "monotonic"
@@ -93,7 +101,7 @@ class Config:
         return problems
 
     def _range_problems(self) -> list[str]:
-        positive = ("n_past n_future width g_dim z_dim rnn_size predictor_layers posterior_layers condition_dim "
+        positive = ("n_past n_future width g_dim z_dim rnn_size predictor_layers posterior_layers prior_layers z_channels condition_dim "
                     "kl_cycles epochs batches_per_epoch batch_size lr validate_every validate_sequences best_of "
                     "sim_train sim_validate sim_test").split()
         shares = "kl_ramp tf_start tf_hold tf_end tf_min lr_warmup beta1".split()

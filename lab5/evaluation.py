@@ -53,10 +53,10 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def prior_noise(count: int, steps: int, z_dim: int, seed: int, sample: int = 0) -> torch.Tensor:
-    """N(0, I) draws (steps, count, z_dim); a sequence's draws do not depend on how many others there are."""
+def prior_noise(count: int, steps: int, size: int, seed: int, sample: int = 0) -> torch.Tensor:
+    """N(0, I) draws (steps, count, size) for all `count` sequences of a split, so that no batch changes them."""
     generator = torch.Generator().manual_seed(1_000_003 * seed + sample)
-    return torch.randn(count, steps, z_dim, generator=generator).transpose(0, 1)
+    return torch.randn(count, steps, size, generator=generator).transpose(0, 1)
 
 
 @torch.inference_mode()
@@ -182,14 +182,14 @@ def _predictions(model: CVAE, batch: Batch, protocols: tuple[str, ...], count: i
     config = model.config
     steps = config.length - 1
     for sample in range(best_of if "best" in protocols else int("sampled" in protocols)):
-        noise = prior_noise(count, steps, config.z_dim, seed, sample)[:, batch.index]
+        noise = prior_noise(count, steps, model.noise_size, seed, sample)[:, batch.index]
         prediction = predict(model, batch.frames, batch.condition, noise, precision)
         if sample == 0 and "sampled" in protocols:
             yield "sampled", prediction
         if "best" in protocols:
             yield "best", prediction
     if "mean" in protocols:
-        noise = torch.zeros(steps, len(batch.index), config.z_dim)
+        noise = torch.zeros(steps, len(batch.index), model.noise_size)
         yield "mean", predict(model, batch.frames, batch.condition, noise, precision)
     frames = to_video(batch.frames.to(model.condition_mean.device))
     if "hold" in protocols:

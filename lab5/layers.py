@@ -1,104 +1,206 @@
-"""The parts that the model is made of: VGG encoder and decoder for 64x64 frames, and two LSTMs.
+"""The convolutions that the model is made of: VGG encoder and decoder for 64x64 frames.
 
-Every part takes a whole sequence or one step: convolutions see frames as (N, C, H, W) whatever the N
-counts, and the LSTMs take (T, B, features) with a state, T being 1 when the loop is sequential.
+They see frames as (N, C, H, W), whatever the N counts; only the decoder tells time from batch, since all
+the steps of a sequence share the skips of one frame.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-Skips = list[torch.Tensor]                      # feature maps of one frame, from 64x64 down to 8x8
-State = tuple[torch.Tensor, torch.Tensor] | None
+from lab5.latents import LatentMap
+
+Maps = list[torch.Tensor]                       # feature maps of frames, at several resolutions
+MAP_SIZES = (8, 16)                             # pixels a side of the latent maps, in the decoder's order
 
 
-def vgg_block(*channels: int) -> nn.Sequential:
-    """3x3 convolutions through the given channels, each with batch norm and leaky ReLU."""
-    return nn.Sequential(*(
-        module for n_in, n_out in pairwise(channels)
-        for module in (nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out),
-                       nn.LeakyReLU(0.2, inplace=True))))
+class Modulation(nn.Module):
+    """Conditional convolution (Choi, El-Khamy & Lee 2019): softplus(u_k . c) * conv_k(x) + v_k . c for channel k.
+
+    It starts as the identity: the scale at 1 and the shift at 0.
+    """
+
+    def __init__(self, n_condition: int, channels: int) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Linear(n_condition, channels), nn.Linear(n_condition, channels, bias=False)
+        for weight in (self.scale.weight, self.shift.weight):
+            nn.init.zeros_(weight)
+        nn.init.constant_(self.scale.bias, math.log(math.e - 1))        # where softplus is 1
+
+    def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """features (N, channels, H, W) and condition (N, n_condition) -> the features' shape."""
+        scale, shift = F.softplus(self.scale(condition)), self.shift(condition)
+        return features * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+class Activation(nn.Module):
+    """What follows a convolution: the condition's modulation, where there is one, batch norm and leaky ReLU."""
+
+    def __init__(self, channels: int, n_condition: int) -> None:
+        super().__init__()
+        self.modulation = Modulation(n_condition, channels) if n_condition else None
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        if self.modulation is not None:
+            features = self.modulation(features, condition)
+        return F.leaky_relu(self.norm(features), 0.2, inplace=True)
+
+
+def convolution(n_in: int, n_out: int) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+
+
+class Convolutions(nn.Module):
+    """3x3 convolutions through the given channels, each with its activation."""
+
+    def __init__(self, *channels: int, n_condition: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(convolution(n_in, n_out) for n_in, n_out in pairwise(channels))
+        self.activations = nn.ModuleList(Activation(n_out, n_condition) for n_out in channels[1:])
+
+    def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        for convolve, activate in zip(self.convolutions, self.activations, strict=True):
+            features = activate(convolve(features), condition)
+        return features
 
 
 class Encoder(nn.Module):
-    """VGG-64 (Denton & Fergus 2018, appendix): (N, 3, 64, 64) -> h (N, g_dim) in (-1, 1), and the skips."""
+    """VGG-64 (Denton & Fergus 2018, appendix): (N, 3, 64, 64) -> h (N, g_dim) in (-1, 1), and the skips.
 
-    def __init__(self, width: int, g_dim: int) -> None:
+    `n_condition` is the size of the condition that modulates its convolutions, 0 for none.
+    """
+
+    def __init__(self, width: int, g_dim: int, n_condition: int = 0) -> None:
         super().__init__()
         w = width
-        self.blocks = nn.ModuleList([
-            vgg_block(3, w, w),                                 # 64x64
-            vgg_block(w, 2 * w, 2 * w),                         # 32x32
-            vgg_block(2 * w, 4 * w, 4 * w, 4 * w),              # 16x16
-            vgg_block(4 * w, 8 * w, 8 * w, 8 * w)])             # 8x8
-        self.pool = nn.MaxPool2d(2)
+        self.blocks = nn.ModuleList(Convolutions(*channels, n_condition=n_condition) for channels in (
+            (3, w, w),                                          # 64x64
+            (w, 2 * w, 2 * w),                                  # 32x32
+            (2 * w, 4 * w, 4 * w, 4 * w),                       # 16x16
+            (4 * w, 8 * w, 8 * w, 8 * w)))                      # 8x8
         self.to_vector = nn.Sequential(nn.Conv2d(8 * w, g_dim, 4, bias=False), nn.BatchNorm2d(g_dim), nn.Tanh())
 
-    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, Skips]:
+    def forward(self, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, Maps]:
         skips, features = [], frames
         for block in self.blocks:
-            skips.append(block(features))
-            features = self.pool(skips[-1])
+            skips.append(block(features, condition))
+            features = F.max_pool2d(skips[-1], 2)
         return self.to_vector(features).flatten(1), skips       # (N, g_dim), 4 maps
 
 
-class Decoder(nn.Module):
-    """The encoder's mirror: g (N, g_dim) and the skips of an earlier frame -> a frame (N, 3, 64, 64) in (0, 1)."""
+class Aligner(nn.Module):
+    """Moves skip features to where they belong at the step at hand, by a flow that the decoder's state predicts.
 
-    def __init__(self, width: int, g_dim: int) -> None:
+    A flow (N, 2, H, W) says, in pixels, how far from each place its feature is fetched. The coarser level's flow
+    is refined, as in optical-flow pyramids (Ranjan & Black 2017), and the flow starts at zero: the identity. Our
+    own design, after the aim of HAF-SVG (Lin, Yuan & Li 2020), whose equations we could not read.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.refine = nn.Conv2d(2 * channels, 2, 3, padding=1)
+        nn.init.zeros_(self.refine.weight)
+        nn.init.zeros_(self.refine.bias)
+
+    def forward(self, state: torch.Tensor, skip: torch.Tensor, coarser: torch.Tensor | None,
+                ) -> tuple[torch.Tensor, torch.Tensor]:
+        """State and skip (N, channels, H, W), the coarser flow (N, 2, H/2, W/2) -> aligned skip, and the flow."""
+        flow = self.refine(torch.cat([state, skip], dim=1)).float()
+        if coarser is not None:
+            flow = flow + 2 * F.interpolate(coarser, scale_factor=2, mode="bilinear", align_corners=False)
+        return warp(skip, flow), flow
+
+
+def warp(features: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """Fetch features (N, C, H, W) from `flow` (N, 2, H, W) pixels away, x first; beyond the edge the edge's."""
+    N, _, H, W = flow.shape
+    x = (2 * torch.arange(W, device=flow.device) + 1) / W - 1   # centres of the pixels on [-1, 1]
+    y = (2 * torch.arange(H, device=flow.device) + 1) / H - 1
+    place = torch.stack([x.expand(H, W) + 2 / W * flow[:, 0], y[:, None] + 2 / H * flow[:, 1]], dim=-1)
+    return F.grid_sample(features.float(), place, padding_mode="border", align_corners=False).to(features.dtype)
+
+
+class Level(nn.Module):
+    """One resolution of the decoder: upsampled features and a skip in, features out.
+
+    A convolution over [upsampled, skip] is the sum of two convolutions. The skip's is a method of its own,
+    since it is the same at every step of a sequence and so is computed once (`Decoder.skips`).
+    """
+
+    def __init__(self, n_above: int, n_skip: int, *channels: int, n_condition: int, aligned: bool,
+                 z_channels: int) -> None:
+        super().__init__()
+        self.from_above, self.from_skip = convolution(n_above, channels[0]), convolution(n_skip, channels[0])
+        self.aligner = Aligner(channels[0]) if aligned else None
+        self.activate = Activation(channels[0], n_condition)
+        self.latent = LatentMap(channels[0], n_skip, z_channels) if z_channels else None
+        self.convolutions = Convolutions(*channels, n_condition=n_condition)
+
+    def merge(self, above: torch.Tensor, skip: torch.Tensor, condition: torch.Tensor, flow: torch.Tensor | None,
+              ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """above (T*B, n_above, H/2, W/2), convolved skip (T or 1, B, C, H, W) -> (T*B, C, H, W), and the flow."""
+        above = self.from_above(F.interpolate(above, scale_factor=2, mode="nearest"))
+        steps = above.unflatten(0, (-1, skip.shape[1]))                         # (T, B, C, H, W)
+        if self.aligner is not None:
+            moved, flow = self.aligner(above, skip.expand_as(steps).flatten(0, 1), flow)
+            return self.activate(above + moved, condition), flow
+        return self.activate((steps + skip).flatten(0, 1), condition), None
+
+
+class Decoder(nn.Module):
+    """The encoder's mirror: g and an earlier frame's skips -> a frame in (0, 1).
+
+    Args:
+        n_condition: size of the condition that modulates its convolutions; 0 for none.
+        aligned: whether the skips are aligned with the frame to predict.
+        z_channels: channels of the latent maps at 8x8 and 16x16; 0 for none.
+    """
+
+    def __init__(self, width: int, g_dim: int, n_condition: int = 0, aligned: bool = False,
+                 z_channels: int = 0) -> None:
         super().__init__()
         w = width
-        self.from_vector = nn.Sequential(
-            nn.ConvTranspose2d(g_dim, 8 * w, 4, bias=False), nn.BatchNorm2d(8 * w), nn.LeakyReLU(0.2, inplace=True))
-        self.blocks = nn.ModuleList([
-            vgg_block(16 * w, 8 * w, 8 * w, 4 * w),             # 8x8, half of the input channels are the skip's
-            vgg_block(8 * w, 4 * w, 4 * w, 2 * w),              # 16x16
-            vgg_block(4 * w, 2 * w, w),                         # 32x32
-            vgg_block(2 * w, w)])                               # 64x64
-        self.upsample = nn.UpsamplingNearest2d(scale_factor=2)
-        self.to_pixels = nn.Sequential(nn.Conv2d(w, 3, 3, padding=1), nn.Sigmoid())
+        self.from_vector = nn.ConvTranspose2d(g_dim, 8 * w, 4, bias=False)
+        self.activate = Activation(8 * w, n_condition)
+        options = {"n_condition": n_condition, "aligned": aligned}
+        self.levels = nn.ModuleList([
+            Level(8 * w, 8 * w, 8 * w, 8 * w, 4 * w, z_channels=z_channels, **options),         # 8x8
+            Level(4 * w, 4 * w, 4 * w, 4 * w, 2 * w, z_channels=z_channels, **options),         # 16x16
+            Level(2 * w, 2 * w, 2 * w, w, z_channels=0, **options),                             # 32x32
+            Level(w, w, w, z_channels=0, **options)])                                           # 64x64
+        self.to_pixels = nn.Conv2d(w, 3, 3, padding=1)
 
-    def forward(self, g: torch.Tensor, skips: Skips) -> torch.Tensor:
-        features = self.from_vector(g[:, :, None, None])        # (N, 8 w, 4, 4)
-        for block, skip in zip(self.blocks, reversed(skips), strict=True):
-            features = block(torch.cat([self.upsample(features), skip], dim=1))
-        return self.to_pixels(features)
+    def skips(self, maps: Maps) -> Maps:
+        """The encoder's maps (N, ...) of some frames as `forward` takes them, from 8x8 up: what no step changes."""
+        return [level.from_skip(skip) for level, skip in zip(self.levels, reversed(maps), strict=True)]
 
+    def forward(self, g: torch.Tensor, skips: Maps, condition: torch.Tensor, noise: Maps, seen: Maps | None = None,
+                ) -> tuple[torch.Tensor, Maps]:
+        """Decode the steps of one pass.
 
-class Recurrent(nn.Module):
-    """A linear embedding and an LSTM: (T, B, n_in) -> (T, B, hidden), with the state that a next call goes on from."""
-
-    def __init__(self, n_in: int, hidden: int, layers: int) -> None:
-        super().__init__()
-        self.embed = nn.Linear(n_in, hidden)
-        self.lstm = nn.LSTM(hidden, hidden, layers)
-
-    def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
-        return self.lstm(self.embed(inputs), state)
-
-
-class GaussianLSTM(Recurrent):
-    """A recurrent diagonal Gaussian: (T, B, n_in) -> mu and logvar, each (T, B, z_dim)."""
-
-    def __init__(self, n_in: int, z_dim: int, hidden: int, layers: int) -> None:
-        super().__init__(n_in, hidden, layers)
-        self.to_mu, self.to_logvar = nn.Linear(hidden, z_dim), nn.Linear(hidden, z_dim)
-
-    def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, torch.Tensor, State]:
-        hidden, state = super().forward(inputs, state)
-        return self.to_mu(hidden), self.to_logvar(hidden), state
-
-
-class FramePredictor(Recurrent):
-    """The LSTM that puts out g(t): (T, B, n_in) -> (T, B, g_dim) in (-1, 1)."""
-
-    def __init__(self, n_in: int, g_dim: int, hidden: int, layers: int) -> None:
-        super().__init__(n_in, hidden, layers)
-        self.to_g = nn.Sequential(nn.Linear(hidden, g_dim), nn.Tanh())
-
-    def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
-        hidden, state = super().forward(inputs, state)
-        return self.to_g(hidden), state
+        Args:
+            g: (T, B, g_dim).
+            skips: four maps (T or 1, B, C, H, W) from `skips`; those of one frame stand for all steps.
+            condition: (T, B, c).
+            noise: (T*B, z_channels, H, W) for each latent map, from 8x8 up; none where there are no latent maps.
+            seen: the encoder's four maps (T*B, ...) of the frames to predict, from 64x64 down; with them the latent
+                maps come from the posterior, without from the prior.
+        Returns:
+            frames (T*B, 3, 64, 64) in (0, 1), and the KL of each latent map, (T*B, z_channels) in nats.
+        """
+        condition = condition.flatten(0, 1)
+        features = self.activate(self.from_vector(g.flatten(0, 1)[:, :, None, None]), condition)   # (T*B, 8 w, 4, 4)
+        kl, flow = [], None
+        for index, (level, skip) in enumerate(zip(self.levels, skips, strict=True)):
+            features, flow = level.merge(features, skip, condition, flow)
+            if level.latent is not None:
+                features, divergence = level.latent(features, noise[index], seen[-1 - index] if seen else None)
+                kl.append(divergence)
+            features = level.convolutions(features, condition)
+        return torch.sigmoid(self.to_pixels(features)), kl

@@ -2,11 +2,12 @@
 
     h(t), skips = Enc(x(t))
     z(t)  ~ q(z | x(1..t), c)   = N(mu(t), sigma(t)^2)      posterior LSTM over [h(t), c(t)]
-    p(z)                        = N(0, I)                   the prior
-    g(t)  = predictor LSTM over [h(t-1), z(t), c(t)]
+    p(z)                        = N(0, I)                   the prior, or an LSTM over [h(t-1), c(t)]
+    g(t)  = predictor LSTM over [h(t-1), c(t), z(t)]
     x^(t) = Dec(g(t), skips of the last context frame)
 
-(Denton & Fergus 2018, SVG-FP; the condition after Sohn et al. 2015.) Axes: T frames of a window, B
+(Denton & Fergus 2018, SVG-FP and SVG-LP; the condition after Sohn et al. 2015.) What else can be switched on,
+conditional convolutions, latent maps and aligned skips, lives inside encoder and decoder (`lab5.layers`). Axes: T frames of a window, B
 sequences, C, H, W; videos are (T, B, C, H, W) in [0, 1], conditions (T, B, D). Frames count from 0, so
 that step t in 1 .. T-1 predicts frame t. The model draws no random numbers: the caller brings the noise,
 and noise of zeros means the mean.
@@ -20,25 +21,8 @@ import torch
 from torch import nn
 
 from lab5.config import Config
-from lab5.layers import Decoder, Encoder, FramePredictor, GaussianLSTM, Skips
-
-
-def reparameterize(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """z = mu + sigma * noise: a sample whose randomness comes from outside, so that gradients reach mu and sigma.
-
-    The network puts out log sigma^2, so exp(logvar / 2) is positive whatever it says (Kingma & Welling
-    2014, section 2.4). All shapes are equal.
-    """
-    return mu + torch.exp(0.5 * logvar) * noise
-
-
-def gaussian_kl(mu: torch.Tensor, logvar: torch.Tensor,
-                prior_mu: torch.Tensor | None = None, prior_logvar: torch.Tensor | None = None) -> torch.Tensor:
-    """KL(N(mu, exp(logvar)) || N(prior_mu, exp(prior_logvar))) in nats, element by element; no prior means N(0, 1)."""
-    prior_mu = torch.zeros_like(mu) if prior_mu is None else prior_mu
-    prior_logvar = torch.zeros_like(logvar) if prior_logvar is None else prior_logvar
-    return 0.5 * (prior_logvar - logvar - 1
-                  + (logvar - prior_logvar).exp() + (mu - prior_mu).square() * (-prior_logvar).exp())
+from lab5.latents import FixedPrior, FramePredictor, GaussianLSTM, gaussian_kl, reparameterize
+from lab5.layers import MAP_SIZES, Decoder, Encoder, Maps
 
 
 @dataclass(frozen=True)
@@ -47,7 +31,8 @@ class ElboTerms:
 
     predictions: torch.Tensor                   # (T-1, B, C, H, W) in (0, 1)
     mse: torch.Tensor                           # (), squared error, mean over everything
-    kl: torch.Tensor                            # (), nats a frame: summed over z, mean over steps and batch
+    kl: torch.Tensor                            # (), nats a frame: summed over all latents, mean over steps and batch
+    levels: Maps                                # the KL of z(t), (T-1, B, z_dim), and of latent maps, (T-1, B, channels)
 
 
 def runs(forced: list[bool], n_past: int) -> list[tuple[int, int, bool]]:
@@ -67,21 +52,30 @@ def runs(forced: list[bool], n_past: int) -> list[tuple[int, int, bool]]:
 
 
 class CVAE(nn.Module):
-    """The fixed-prior CVAE. `condition_width` is the number of values in a frame's condition, 0 for action-free."""
+    """The conditional VAE. `condition_width` is the number of values in a frame's condition, 0 for action-free."""
 
     def __init__(self, config: Config, condition_width: int) -> None:
         super().__init__()
         self.config = config
         steps_told = {"none": 0, "previous": 1, "target": 1, "both": 2}[config.condition] if condition_width else 0
         c_dim = config.condition_dim if steps_told else 0
-        self.encoder = Encoder(config.width, config.g_dim)
-        self.decoder = Decoder(config.width, config.g_dim)
+        modulated = config.conditional_convolution and steps_told
+        self.z_channels = config.z_channels if config.hierarchical else 0
+        self.encoder = Encoder(config.width, config.g_dim, condition_width if modulated else 0)
+        self.decoder = Decoder(config.width, config.g_dim, c_dim if modulated else 0, config.aligned, self.z_channels)
         self.embed_condition = nn.Linear(steps_told * condition_width, c_dim) if steps_told else None
         self.posterior = GaussianLSTM(config.g_dim + c_dim, config.z_dim, config.rnn_size, config.posterior_layers)
-        self.predictor = FramePredictor(config.g_dim + config.z_dim + c_dim, config.g_dim, config.rnn_size,
+        self.prior = (GaussianLSTM(config.g_dim + c_dim, config.z_dim, config.rnn_size, config.prior_layers)
+                      if config.learned_prior else FixedPrior(config.z_dim))
+        self.predictor = FramePredictor(config.g_dim + c_dim + config.z_dim, config.g_dim, config.rnn_size,
                                         config.predictor_layers)
         self.register_buffer("condition_mean", torch.zeros(condition_width))
         self.register_buffer("condition_std", torch.ones(condition_width))
+
+    @property
+    def noise_size(self) -> int:
+        """Numbers from N(0, I) that one step of one sequence takes: those of z(t), then of the latent maps."""
+        return self.config.z_dim + self.z_channels * sum(size * size for size in MAP_SIZES)
 
     def set_condition_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Take over the training split's mean and standard deviation (D,), by which conditions are normalised."""
@@ -95,18 +89,17 @@ class CVAE(nn.Module):
         Args:
             frames: (T, B, C, H, W) in [0, 1].
             condition: (T, B, D).
-            noise: (T-1, B, z_dim), from N(0, I).
+            noise: (T-1, B, noise_size), from N(0, I).
             forced: T-1 flags; step t is given the true frame t-1 where set, else its own prediction of it.
                 Steps whose previous frame is a context frame are always given the truth.
         """
-        h, skips = self._encode(frames)                                         # (T, B, g), maps (T, B, ...)
-        c = self._condition(condition)                                          # (T-1, B, c)
+        told = (condition - self.condition_mean) / self.condition_std           # (T, B, D)
+        h, maps = self._encode(frames, told)                                    # (T, B, g), maps (T, B, ...)
+        c = self._embed(told)                                                   # (T-1, B, c)
         mu, logvar, _ = self.posterior(torch.cat([h[1:], c], dim=-1))           # (T-1, B, z) each
-        z = reparameterize(mu.float(), logvar.float(), noise)
-        predictions = self._unroll(h, skips, z, c, forced)                      # (T-1, B, C, H, W)
+        predictions, levels = self._unroll(h, maps, told, c, (mu, logvar), noise, runs(forced, self.config.n_past))
         mse = (predictions.float() - frames[1:]).square().mean()
-        kl = gaussian_kl(mu.float(), logvar.float()).sum(dim=-1).mean()
-        return ElboTerms(predictions, mse, kl)
+        return ElboTerms(predictions, mse, sum(level.sum(dim=-1).mean() for level in levels), levels)
 
     def predict(self, context: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Generate the future: teacher-forcing ratio 0, z from the prior. No future frame is an argument.
@@ -114,7 +107,7 @@ class CVAE(nn.Module):
         Args:
             context: (n_past, B, C, H, W) in [0, 1], the frames seen.
             condition: (T, B, D) for the context and the future.
-            noise: (T-1, B, z_dim): N(0, I) draws for a sample, zeros for the prior's mean.
+            noise: (T-1, B, noise_size): N(0, I) draws for a sample, zeros for the prior's mean.
         Returns:
             (T - n_past, B, C, H, W) in (0, 1).
         Raises:
@@ -123,48 +116,75 @@ class CVAE(nn.Module):
         seen = self.config.n_past
         if len(context) != seen:
             raise ValueError(f"predict was given {len(context)} context frames; the model is made for {seen}")
-        h, skips = self._encode(context)
-        c = self._condition(condition)
-        mu, logvar, _ = self.posterior(torch.cat([h[1:], c[:seen - 1]], dim=-1))        # frames that are known
-        z_seen = reparameterize(mu.float(), logvar.float(), noise[:seen - 1])
-        z = torch.cat([z_seen, noise[seen - 1:]])                                       # then N(0, I)
-        return self._unroll(h, skips, z, c, forced=[False] * len(z))[seen - 1:]
-
-    def _unroll(self, h: torch.Tensor, skips: Skips, z: torch.Tensor, c: torch.Tensor,
-                forced: list[bool]) -> torch.Tensor:
-        """Run predictor and decoder over all steps: (T-1, B, C, H, W).
-
-        Consecutive steps whose previous frames are known depend on no prediction, so they go through
-        together; a step that is fed a prediction goes alone. Teacher forcing throughout is one pass.
-        """
-        predictions, state, last = [], None, self.config.n_past - 1
-        for start, stop, known in runs(forced, self.config.n_past):
-            if known:
-                h_in, newest = h[start:stop], range(start, stop)
-            else:
-                h_in, predicted_skips = self._encode(predictions[-1][-1:])
-            g, state = self.predictor(torch.cat([h_in, z[start:stop].to(h_in), c[start:stop].to(h_in)], dim=-1), state)
-            if self.config.skip == "context":                                   # never a frame that is yet to come
-                source, chosen = skips, [min(step, last) for step in range(start, stop)]
-            else:
-                source, chosen = (skips, list(newest)) if known else (predicted_skips, [0])
-            predictions.append(self._decode(g, [skip[chosen] for skip in source]))
-        return torch.cat(predictions)
-
-    def _encode(self, frames: torch.Tensor) -> tuple[torch.Tensor, Skips]:
-        T, B = frames.shape[:2]
-        h, skips = self.encoder(frames.flatten(0, 1))
-        return h.unflatten(0, (T, B)), [skip.unflatten(0, (T, B)) for skip in skips]
-
-    def _decode(self, g: torch.Tensor, skips: Skips) -> torch.Tensor:
-        T, B = g.shape[:2]
-        return self.decoder(g.flatten(0, 1), [skip.flatten(0, 1) for skip in skips]).unflatten(0, (T, B))
-
-    def _condition(self, condition: torch.Tensor) -> torch.Tensor:
-        """What step t is told, embedded: (T, B, D) -> (T-1, B, c)."""
-        if self.embed_condition is None:
-            return condition.new_zeros(len(condition) - 1, condition.shape[1], 0)
         told = (condition - self.condition_mean) / self.condition_std
+        h, maps = self._encode(context, told[:seen])
+        c = self._embed(told)
+        mu, logvar, _ = self.posterior(torch.cat([h[1:], c[:seen - 1]], dim=-1))        # of frames that are known
+        passes = [(0, seen - 1, True), *((step, step + 1, step < seen) for step in range(seen - 1, len(c)))]
+        return self._unroll(h, maps, told, c, (mu, logvar), noise, passes, wanted=seen - 1)[0]
+
+    def _unroll(self, h: torch.Tensor, maps: Maps, told: torch.Tensor, c: torch.Tensor,
+                posterior: tuple[torch.Tensor, torch.Tensor], noise: torch.Tensor,
+                passes: list[tuple[int, int, bool]], wanted: int = 0) -> tuple[torch.Tensor, Maps]:
+        """Run priors, predictor and decoder over all passes of (start, stop, known) steps.
+
+        Consecutive steps whose previous frames are known depend on no prediction, so they go through in one
+        pass; a step that is fed a prediction goes alone. Teacher forcing throughout is a single pass. z(t) is
+        the posterior's where there is one, else the prior's; frames are decoded from step `wanted` on.
+
+        Returns the frames (T-1 - wanted, B, C, H, W) and the KL of each level (T-1 - wanted, B, units).
+        """
+        frames, kl, state, prior_state = [], [], None, None
+        skips = self._skips([skip[:self.config.n_past] for skip in maps] if self.config.skip == "context" else maps)
+        held = [skip[-1:] for skip in skips]                                    # of the last context frame
+        for start, stop, known in passes:
+            if known:
+                h_in = h[start:stop]
+            else:
+                h_in, fresh = self._encode(frames[-1][-1:], told[start:stop])
+            inputs = torch.cat([h_in, c[start:stop].to(h_in)], dim=-1)
+            *prior, prior_state = self.prior(inputs, prior_state)
+            has_posterior = stop <= len(posterior[0])
+            q = [parameter[start:stop] for parameter in posterior] if has_posterior else prior
+            vector_noise, map_noise = self._split(noise[start:stop])
+            z = reparameterize(*q, vector_noise)                                # (T', B, z)
+            g, state = self.predictor(torch.cat([inputs, z.to(inputs)], dim=-1), state)
+            if stop <= wanted:
+                continue
+            if self.config.skip == "latest":
+                used = [skip[start:stop] for skip in skips] if known else self._skips(fresh)
+            else:
+                used = held if start >= self.config.n_past - 1 else [
+                    torch.cat([skip[start:-1], last.expand(stop - start - len(skip[start:-1]), *last.shape[1:])])
+                    for skip, last in zip(skips, held, strict=True)]
+            target = [level[start + 1:stop + 1].flatten(0, 1) for level in maps] if has_posterior else None
+            decoded, levels = self.decoder(g, used, c[start:stop], map_noise, target)
+            frames.append(decoded.unflatten(0, g.shape[:2]))
+            kl.append([gaussian_kl(*q, *prior), *(level.unflatten(0, g.shape[:2]) for level in levels)])
+        return torch.cat(frames), [torch.cat(level) for level in zip(*kl, strict=True)]
+
+    def _encode(self, frames: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, Maps]:
+        """frames (T', B, C, H, W) and the frames' own conditions (T', B, D) -> h (T', B, g), maps (T', B, ...)."""
+        T, B = frames.shape[:2]
+        h, maps = self.encoder(frames.flatten(0, 1), told.flatten(0, 1))
+        return h.unflatten(0, (T, B)), [level.unflatten(0, (T, B)) for level in maps]
+
+    def _skips(self, maps: Maps) -> Maps:
+        """The encoder's maps (T', B, ...) as the decoder takes them, from 8x8 up."""
+        lead = maps[0].shape[:2]
+        return [skip.unflatten(0, lead) for skip in self.decoder.skips([level.flatten(0, 1) for level in maps])]
+
+    def _split(self, noise: torch.Tensor) -> tuple[torch.Tensor, Maps]:
+        """Noise (T', B, noise_size) of z(t), (T', B, z_dim), and of the latent maps, (T'*B, channels, H, W)."""
+        vector, rest = noise[..., :self.config.z_dim], noise[..., self.config.z_dim:].flatten(0, 1)
+        sizes = MAP_SIZES if self.z_channels else ()
+        parts = rest.split([self.z_channels * size * size for size in sizes], dim=-1)
+        return vector, [part.unflatten(-1, (-1, size, size)) for part, size in zip(parts, sizes, strict=True)]
+
+    def _embed(self, told: torch.Tensor) -> torch.Tensor:
+        """What step t is told, embedded: normalised conditions (T, B, D) -> (T-1, B, c)."""
+        if self.embed_condition is None:
+            return told.new_zeros(len(told) - 1, told.shape[1], 0)
         previous, target = told[:-1], told[1:]
-        told = {"previous": [previous], "target": [target], "both": [previous, target]}[self.config.condition]
-        return self.embed_condition(torch.cat(told, dim=-1))
+        steps = {"previous": [previous], "target": [target], "both": [previous, target]}[self.config.condition]
+        return self.embed_condition(torch.cat(steps, dim=-1))

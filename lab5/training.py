@@ -136,7 +136,7 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
         kl_weight = float(schedules.kl_weight(config, progress))
         ratio = float(schedules.teacher_forcing_ratio(config, progress))
         lr = float(schedules.learning_rate(config, (step + 1) / config.steps))
-        noise, forced = _draws(config, step, ratio)
+        noise, forced = _draws(config, step, ratio, model.noise_size)
         batch = next(loader)
         frames = to_video(batch.frames.to(device, non_blocking=True))
         with autocast(precision, device):
@@ -164,10 +164,10 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
             "sequences_per_second": config.batches_per_epoch * config.batch_size / seconds}
 
 
-def _draws(config: Config, step: int, ratio: float) -> tuple[torch.Tensor, list[bool]]:
-    """The randomness of one step, from (seed, step) alone: noise (T-1, B, z_dim) and which steps are forced."""
+def _draws(config: Config, step: int, ratio: float, noise_size: int) -> tuple[torch.Tensor, list[bool]]:
+    """The randomness of one step, from (seed, step) alone: noise (T-1, B, noise_size) and which steps are forced."""
     entropy = np.random.SeedSequence([config.seed, step]).generate_state(2)
     generator = torch.Generator().manual_seed(int(entropy[0]))
-    noise = torch.randn(config.length - 1, config.batch_size, config.z_dim, generator=generator)
+    noise = torch.randn(config.length - 1, config.batch_size, noise_size, generator=generator)
     coins = np.random.default_rng(entropy[1]).random(1 if config.tf_coin == "batch" else config.length - 1) < ratio
     return noise, np.broadcast_to(coins, config.length - 1).tolist()

@@ -163,7 +163,7 @@ class Workbook:
         model, pack = self.model(), self.pack(split)
         config = model.config
         batch = Windows(pack, config.length).__getitems__([index])
-        noise = torch.cat([prior_noise(len(pack), config.length - 1, config.z_dim, seed=1, sample=sample)[:, [index]]
+        noise = torch.cat([prior_noise(len(pack), config.length - 1, model.noise_size, seed=1, sample=sample)[:, [index]]
                            for sample in range(samples)], dim=1)
         context = batch.frames[:, 0].permute(0, 2, 3, 1).numpy()
         futures = predict(model, batch.frames.expand(-1, samples, -1, -1, -1),

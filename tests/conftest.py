@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lab5.simulator import simulate
 
 from lab5.config import preset
 from lab5.data import open_pack
 from lab5.model import CVAE
+from lab5.simulator import simulate
 
 BAIR_SAMPLE = Path(os.environ.get("LAB5_BAIR_SAMPLE", Path(__file__).parents[2] / "shared" / "bair_sample"))
 
@@ -54,9 +54,9 @@ def seeded_model(config, condition_width: int = 7, seed: int = 0) -> CVAE:
 
 
 def random_batch(config, batch: int = 3, condition_width: int = 7, seed: int = 0):
-    """frames (T, B, 3, 64, 64), condition (T, B, D), noise (T-1, B, z)."""
+    """frames (T, B, 3, 64, 64), condition (T, B, D), noise (T-1, B, noise_size)."""
     generator = torch.Generator().manual_seed(seed)
     frames = torch.rand(config.length, batch, 3, 64, 64, generator=generator)
     condition = torch.randn(config.length, batch, condition_width, generator=generator)
-    noise = torch.randn(config.length - 1, batch, config.z_dim, generator=generator)
+    noise = torch.randn(config.length - 1, batch, CVAE(config, 0).noise_size, generator=generator)
     return frames, condition, noise

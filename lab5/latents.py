@@ -1,0 +1,106 @@
+"""Where randomness enters: Gaussians, their divergence, and the networks that put out their parameters.
+
+Nothing here draws random numbers: noise comes from outside, and noise of zeros means the mean. Recurrent
+networks take (T, B, features) with a state, T being 1 where a loop is sequential.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+State = tuple[torch.Tensor, torch.Tensor] | None
+
+
+def reparameterize(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """z = mu + sigma * noise: a sample whose randomness comes from outside, so that gradients reach mu and sigma.
+
+    The network puts out log sigma^2, so exp(logvar / 2) is positive whatever it says (Kingma & Welling
+    2014, section 2.4). All shapes are equal.
+    """
+    return mu + torch.exp(0.5 * logvar) * noise
+
+
+def gaussian_kl(mu: torch.Tensor, logvar: torch.Tensor,
+                prior_mu: torch.Tensor | None = None, prior_logvar: torch.Tensor | None = None) -> torch.Tensor:
+    """KL(N(mu, exp(logvar)) || N(prior_mu, exp(prior_logvar))) in nats, element by element; no prior means N(0, 1)."""
+    prior_mu = torch.zeros_like(mu) if prior_mu is None else prior_mu
+    prior_logvar = torch.zeros_like(logvar) if prior_logvar is None else prior_logvar
+    return 0.5 * (prior_logvar - logvar - 1
+                  + (logvar - prior_logvar).exp() + (mu - prior_mu).square() * (-prior_logvar).exp())
+
+
+class Recurrent(nn.Module):
+    """A linear embedding and an LSTM: (T, B, n_in) -> (T, B, hidden), with the state that a next call goes on from."""
+
+    def __init__(self, n_in: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(n_in, hidden)
+        self.lstm = nn.LSTM(hidden, hidden, layers)
+
+    def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
+        return self.lstm(self.embed(inputs), state)
+
+
+class FramePredictor(Recurrent):
+    """The LSTM that puts out g(t): (T, B, n_in) -> (T, B, g_dim) in (-1, 1)."""
+
+    def __init__(self, n_in: int, g_dim: int, hidden: int, layers: int) -> None:
+        super().__init__(n_in, hidden, layers)
+        self.to_g = nn.Sequential(nn.Linear(hidden, g_dim), nn.Tanh())
+
+    def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
+        hidden, state = super().forward(inputs, state)
+        return self.to_g(hidden), state
+
+
+class GaussianLSTM(Recurrent):
+    """A recurrent diagonal Gaussian, a posterior or a learned prior (Denton & Fergus 2018).
+
+    (T, B, n_in) -> mu and logvar, each (T, B, z_dim) float32.
+    """
+
+    def __init__(self, n_in: int, z_dim: int, hidden: int, layers: int) -> None:
+        super().__init__(n_in, hidden, layers)
+        self.to_mu, self.to_logvar = nn.Linear(hidden, z_dim), nn.Linear(hidden, z_dim)
+
+    def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, torch.Tensor, State]:
+        hidden, state = super().forward(inputs, state)
+        return self.to_mu(hidden).float(), self.to_logvar(hidden).float(), state
+
+
+class FixedPrior(nn.Module):
+    """N(0, I), in the place of a learned prior: (T, B, n_in) -> zeros (T, B, z_dim)."""
+
+    def __init__(self, z_dim: int) -> None:
+        super().__init__()
+        self.z_dim = z_dim
+
+    def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, torch.Tensor, State]:
+        zeros = inputs.new_zeros(*inputs.shape[:-1], self.z_dim, dtype=torch.float32)
+        return zeros, zeros, None
+
+
+class LatentMap(nn.Module):
+    """A latent for every place of a feature map, below the levels that the map already depends on.
+
+    The features (N, C, H, W) come from above, so prior and posterior are both conditioned on all coarser
+    latents (Castrejon, Ballas & Courville 2019); the posterior sees the encoder's map of the true frame too.
+    """
+
+    def __init__(self, n_features: int, n_seen: int, z_channels: int) -> None:
+        super().__init__()
+        self.prior = nn.Conv2d(n_features, 2 * z_channels, 3, padding=1)
+        self.posterior = nn.Conv2d(n_features + n_seen, 2 * z_channels, 3, padding=1)
+        self.inject = nn.Conv2d(z_channels, n_features, 3, padding=1)
+        for network in (self.prior, self.posterior):            # close to N(0, I) at first, or the KL of so many
+            nn.init.normal_(network.weight, std=0.01)           # numbers drowns the reconstruction
+            nn.init.zeros_(network.bias)
+
+    def forward(self, features: torch.Tensor, noise: torch.Tensor, seen: torch.Tensor | None,
+                ) -> tuple[torch.Tensor, torch.Tensor]:
+        """features with z added to them, and the KL (N, z_channels) in nats; without `seen`, z is the prior's."""
+        prior = self.prior(features).float().chunk(2, dim=1)
+        q = prior if seen is None else self.posterior(torch.cat([features, seen], dim=1)).float().chunk(2, dim=1)
+        z = reparameterize(*q, noise)                                           # (N, z_channels, H, W)
+        return features + self.inject(z.to(features)), gaussian_kl(*q, *prior).sum(dim=(2, 3))
