@@ -86,10 +86,14 @@ def restore(path: Path, model: CVAE, optimizer: torch.optim.Optimizer) -> dict[s
     saved = Config.from_dict(json.loads(metadata.get("config", "{}")))
     if saved != model.config:
         raise CheckpointError(f"{path}: was made with configuration {saved.hash}, this run has {model.config.hash}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
+            parameter = parameters[int(index)]
+            if tensor.shape == parameter.shape:                 # the fused Adam walks both in the order of memory
+                tensor = torch.empty_like(parameter).copy_(tensor)
             state.setdefault(int(index), {})[key] = tensor
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()
                            if name.startswith("model.")})

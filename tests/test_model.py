@@ -119,9 +119,11 @@ def test_skips_come_from_the_right_frame(skip, forced):
     model = seeded_model(config)
     frames, condition, noise = random_batch(config, batch=1)
     sources, fed = [], []
+    finest = model.decoder.levels[-1]
     model.encoder.register_forward_hook(lambda module, inputs, output: sources.extend(
-        zip(inputs[0], output[1][0], strict=True)))                 # a frame and its finest skip map
-    model.decoder.register_forward_hook(lambda module, inputs, output: fed.extend(inputs[1][0]))
+        zip(inputs[0], finest.from_skip(output[1][0]), strict=True)))       # a frame and its finest skip, convolved
+    model.decoder.register_forward_hook(lambda module, inputs, output: fed.extend(
+        inputs[1][-1].expand(len(inputs[0]), -1, -1, -1, -1)[:, 0]))        # one skip may serve all steps of a pass
     terms = model.elbo_terms(frames, condition, noise, [forced] * (config.length - 1))
     newest = list(frames[:-1, 0]) if forced else [*frames[:2, 0], *terms.predictions[1:-1, 0]]
     for step, skip_map in enumerate(fed):
