@@ -8,7 +8,7 @@ towards the camera, y to the picture's right, z up.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import mujoco
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 SIZE = 64                                       # pixels, height and width
 VISIBLE = 1                                     # the geom group that rays see: arm and toys, not the tray
-PATTERNS = ("plain", "stripes", "spots", "fur", "halves")       # what a geom's second colour makes of it
+PATTERNS = ("plain", "stripes", "spots", "fur")                 # what a geom's second colour makes of it
 
 # The camera stands opposite the robot and looks down. It and the tray are fitted to real frames: to the floor's
 # outline in the picture and to where the fingertips are seen at known positions.
@@ -28,28 +28,18 @@ _DOWN = np.array([np.sin(PITCH), 0.0, -np.cos(PITCH)])
 
 # The tray: a floor and four boards that lean outward, five planes around a convex bowl
 FLOOR = 0.17                                    # m, its height
-_SLOPES = (("floor", (0, 0), 0), ("front", (0.82, 0), 15), ("back", (0.29, 0), 55), ("left", (0, -0.30), 38),
-           ("right", (0, 0.20), 38))            # where a board meets the floor (x, y), degrees that it rises
-
-
-def _tray() -> np.ndarray:
-    """The planes as rows (point, inward normal), (5, 6)."""
-    inward = {"floor": (0, 0), "front": (-1, 0), "back": (1, 0), "left": (0, 1), "right": (0, -1)}
-    rows = []
-    for name, foot, degrees in _SLOPES:
-        rise = np.radians(degrees)
-        rows.append([*foot, FLOOR, *np.multiply(inward[name], np.sin(rise)), np.cos(rise)])
-    return np.array(rows)
-
-
-TRAY = _tray()
 _FLOOR, _FRONT, _BACK, _LEFT, _RIGHT = range(5)
+_FEET = ((0, 0), (0.82, 0), (0.29, 0), (0, -0.30), (0, 0.20))   # where each meets the floor, (x, y)
+_INWARD = ((0, 0), (-1, 0), (1, 0), (0, 1), (0, -1))            # the way to the middle from there
+_RISE = np.radians([0, 15, 55, 38, 38])                         # and how steep it is
+TRAY = np.column_stack([_FEET, np.full(5, FLOOR), _INWARD * np.sin(_RISE)[:, None], np.cos(_RISE)])
+#   rows of (point, inward normal), (5, 6)
 
 # Light: a lamp above for soft cast shadows, the sky for everything else
 _LAMP = np.array([0.75, 0.1, 1.9])
 _TO_LAMP = (_LAMP - [0.6, -0.05, FLOOR]) / np.linalg.norm(_LAMP - [0.6, -0.05, FLOOR])
 _COARSE = 2                                     # pixels a side that share one value of the shadow, which is soft
-_EDGE = np.array([(-.3, -.1), (.1, -.3), (.3, .1), (-.1, .3)])     # rays through a pixel on an outline
+_EDGE = np.array([(-.45, -.15), (.15, -.45), (.45, .15), (-.15, .45)])     # rays through a pixel on an outline
 
 
 def _directions(pixels: np.ndarray) -> np.ndarray:
@@ -82,7 +72,6 @@ _LAMP_DISTANCE = np.linalg.norm(_FROM_LAMP, axis=1)
 _FROM_LAMP /= _LAMP_DISTANCE[:, None]
 
 
-
 def _blend(outputs: int, inputs: int, reach: float) -> np.ndarray:
     """Weights (outputs, inputs) that make each output a mean of the inputs within so many inputs' widths."""
     apart = (np.arange(outputs)[:, None] + 0.5) / outputs * inputs - (np.arange(inputs) + 0.5)
@@ -104,11 +93,16 @@ class Scene:
 
     def render(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
         """The camera's frame, uint8 (64, 64, 3), of the poses in `data`."""
-        tray = self._tray * _shadow(model, data)[:, None]
-        picture, geom = _shaded(model, data, _RAYS, tray)
-        edge = np.flatnonzero(_outlines(geom.reshape(SIZE, SIZE)))
+        picture = self._tray * _shadow(model, data)[:, None]
+        hits = _cast(model, data, EYE, _RAYS)
+        outline = _outlines(hits[0].reshape(SIZE, SIZE))
+        inner, edge = np.flatnonzero((hits[0] >= 0) & ~outline), np.flatnonzero(outline)
         rays = _directions((_PIXELS[edge, None] + _EDGE).reshape(-1, 2))
-        finer, _ = _shaded(model, data, rays, tray[edge].repeat(len(_EDGE), axis=0))
+        finer = picture[edge].repeat(len(_EDGE), axis=0)
+        finer_hits = _cast(model, data, EYE, rays)
+        seen = np.flatnonzero(finer_hits[0] >= 0)
+        picture[inner] = _surface(model, data, _RAYS[inner], *(found[inner] for found in hits))
+        finer[seen] = _surface(model, data, rays[seen], *(found[seen] for found in finer_hits))
         picture[edge] = finer.reshape(len(edge), len(_EDGE), 3).mean(1)
         picture = picture.reshape(SIZE, SIZE, 3) * self._gain + self._grain
         picture[0], picture[:, 0] = 0, 0                                            # as in every real frame
@@ -120,7 +114,7 @@ class Scene:
 _FINE = 3                                       # samples a pixel side
 
 
-@lru_cache(maxsize=1)
+@cache
 def _canvas() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Column, row, point on the tray (n, 3) and plane of each of the painting's samples."""
     pixels = _points(1 / _FINE)
@@ -130,9 +124,9 @@ def _canvas() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def _paint(rng: np.random.Generator) -> np.ndarray:
     """The empty tray and what is seen around it, (4096, 3), in one of the lights that the real one was seen in."""
     column, row, where, plane = _canvas()
-    daylight, warmth = rng.uniform(0, 1) ** 1.5, rng.normal(0, 1)
+    daylight, warmth = rng.uniform(0, 1) ** 1.5, rng.normal(0.2, 0.9)
 
-    wood = np.array([0.87, 0.83, 0.72]) + warmth * np.array([0.01, -0.01, -0.05])
+    wood = np.array([0.89, 0.855, 0.75]) + warmth * np.array([0.01, -0.01, -0.05])
     grain = _noise(rng, (14, 130), (256, 1024))
     veins = grain[((where[:, 0] + 1) * 120).astype(int) % 256, ((where[:, 1] + 1) * 700).astype(int) % 1024]
     broad = _noise(rng, (5, 5), (SIZE * _FINE, SIZE * _FINE)).ravel()
@@ -146,16 +140,21 @@ def _paint(rng: np.random.Generator) -> np.ndarray:
     colour[floor] *= (0.86 + 0.15 * ((row[floor] - 14) / 28).clip(0, 1))[:, None]
     glow = ((32 - row) / 22).clip(0, 1) * (0.3 + 0.7 * daylight)
     lay(plane == _LEFT, (0.84, 0.92, 1.0), glow * (1 - ((column - 8) / 14).clip(0, 1)))
-    colour[plane == _RIGHT] *= [0.94, 0.92, 0.87]
+    colour[plane == _LEFT] *= 0.95
+    colour[plane == _RIGHT] *= [0.92, 0.90, 0.85]
+    y, foot = where[:, 1], TRAY[[_LEFT, _RIGHT], 1]
+    colour *= 1 - 0.25 * np.exp(-(np.abs(y[:, None] - foot).min(1) / 0.006) ** 2)[:, None]         # the boards' joints
     lay(plane == _FRONT, (0.89, 0.88, 0.82), 0.65)
     shine = daylight * (0.45 + 0.55 * column / SIZE + 0.5 * broad)
     lay(plane == _FRONT, (0.93, 0.99, 1.05), shine.clip(0, 1))
     lay(plane == _BACK, (1.04, 1.03, 0.97), ((where[:, 2] - FLOOR) / 0.04).clip(0, 1) * rng.uniform(0.2, 1) ** 0.5)
 
-    steel = np.array([0.47, 0.54, 0.57]) + 0.1 * daylight
-    lay(_inside((-1, 7), (9, 1), (15, 1), (15, 9), (10, 15)), steel)
-    lay(_inside((8, 3), (15, 1), (15, 9), (11, 14)), steel * 0.75, 0.8)
-    lay(_inside((51, 1), (56, 1), (65, 8), (51, 15)), steel * 0.95)
+    steel = (np.array([0.47, 0.53, 0.55]) + 0.12 * daylight) * (1 + 0.15 * broad)[:, None]
+    for light, *corners in ((1.2, (-1, 7.5), (9, 1), (15, 1), (15, 7), (10, 13)),
+                            (0.85, (8, 3), (15, 1), (15, 7), (10, 13)),
+                            (0.95, (51, 1), (56, 1), (65, 8), (51, 13)),
+                            (1.15, (56, 1), (65, 8), (61, 9), (51, 4))):
+        lay(mask := _inside(*corners), steel[mask] * light, 0.85)
     lay(_inside((-1, -1), (8, -1), (-1, 7)), (0.16, 0.15, 0.14), 0.85)
     lay(_inside((57, -1), (65, -1), (65, 6)), (0.16, 0.15, 0.14), 0.7)
     clutter = rng.uniform(0.05, 1, (SIZE // 2 + 1, 1)) * [0.84, 0.85, 0.88]
@@ -163,14 +162,15 @@ def _paint(rng: np.random.Generator) -> np.ndarray:
     lay(_inside((32, 0), (37, 0), (37, 2.2), (32, 2.2)), (0.4, 0.08, 0.1), 0.9)
     lay(_inside((-1, 43), (3.5, 43), (1, 47), (-1, 47)), (0.12, 0.14, 0.16), 0.9)
     lay(_inside((62.6, 43), (65, 43), (65, 45)), (0.2, 0.2, 0.2), 0.8)
-    lay(row > 57.2, (0.52, 0.48, 0.37))
-    lay(row > 60.1, (0.31, 0.21, 0.08))
+    lay(row > 58, (0.52, 0.48, 0.37))
+    lay(row > 60.2, (0.31, 0.21, 0.08))
     for left in (20.5, 46):
-        lay(_inside((left - 1.2, 60.1), (left + 1.4, 60.1), (left + 2.2, 65), (left, 65)), (0.44, 0.42, 0.33))
-    return colour.clip(0, 1.05).reshape(SIZE, _FINE, SIZE, _FINE, 3).mean((1, 3)).reshape(-1, 3)
+        lay(_inside((left - 1.2, 60.2), (left + 1.4, 60.2), (left + 2.2, 65), (left, 65)), (0.44, 0.42, 0.33))
+    picture = colour.clip(0, 1.05).reshape(SIZE, _FINE, SIZE, _FINE, 3).mean((1, 3)).reshape(-1, 3)
+    return picture + rng.normal(0, 0.006, (len(picture), 1))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _inside(*corners: tuple[float, float]) -> np.ndarray:
     """Which of the painting's samples lie in a polygon of the picture's points, (column, row)."""
     mask = Image.new("1", (SIZE * _FINE, SIZE * _FINE))
@@ -192,18 +192,9 @@ def _noise(rng: np.random.Generator, bumps: tuple[int, int], shape: tuple[int, i
 
 # Shading -------------------------------------------------------------------------------------------------
 
-def _shaded(model, data, rays: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (n, 3) seen along rays (n, 3), `behind` (n, 3) where they hit nothing, and the geoms hit (n,)."""
-    geom, distance, normal = _cast(model, data, EYE, rays)
-    seen = np.flatnonzero(geom >= 0)
-    colour = behind.copy()
-    hit, ray = geom[seen], rays[seen]
-    colour[seen] = _surface(model, data, hit, EYE + ray * distance[seen, None], normal[seen], ray)
-    return colour, geom
-
-
-def _surface(model, data, geom, points, normal, rays) -> np.ndarray:
-    """Colours (n, 3) of points (n, 3) on geoms (n,)."""
+def _surface(model, data, rays, geom, distance, normal) -> np.ndarray:
+    """Colours (n, 3) where rays (n, 3) from the eye hit geoms (n,) at distances (n,), with normals (n, 3)."""
+    points = EYE + rays * distance[:, None]
     axes = data.geom_xmat.reshape(-1, 3, 3)[geom]
     local = np.einsum("ni,nij->nj", points - data.geom_xpos[geom], axes)            # in the geom's own frame
     pattern, second, gloss = np.split(model.geom_user[geom], [1, 4], axis=1)
@@ -211,11 +202,10 @@ def _surface(model, data, geom, points, normal, rays) -> np.ndarray:
         np.zeros(len(geom)),
         (0.5 + 1.2 * np.sin(local.sum(1) * 190)).clip(0, 1),
         (0.2 + 2 * np.sin(local * 110 + 1).prod(1)).clip(0, 1),
-        (0.5 + 0.9 * np.sin(local * [170, 190, 210]).sum(1) / 1.7).clip(0, 1),
-        (local[:, 2] < 0).astype(float)])
+        (0.5 + 0.9 * np.sin(local * [170, 190, 210]).sum(1) / 1.7).clip(0, 1)])
     colour = model.geom_rgba[geom, :3] * (1 - mix)[:, None] + second * mix[:, None]
-    near_floor = 0.62 + 0.38 * ((points[:, 2] - FLOOR) / 0.05).clip(0, 1)
-    light = (0.52 + 0.22 * normal[:, 2] + 0.42 * (normal @ _TO_LAMP).clip(0)) * near_floor
+    near_floor = 0.55 + 0.45 * ((points[:, 2] - FLOOR) / 0.05).clip(0, 1)
+    light = (0.58 + 0.24 * normal[:, 2] + 0.36 * (normal @ _TO_LAMP).clip(0)) * near_floor
     half = _TO_LAMP - rays
     facing = ((normal * half).sum(1) / np.sqrt((half * half).sum(1))).clip(0)
     return colour * light[:, None] + gloss * (facing ** 20)[:, None]
@@ -226,10 +216,10 @@ def _shadow(model, data) -> np.ndarray:
     geom, distance, _ = _cast(model, data, _LAMP, _FROM_LAMP)
     lit = (geom < 0) | (distance > _LAMP_DISTANCE)
     visible = np.flatnonzero(model.geom_group == VISIBLE)
-    centre, radius = data.geom_xpos[visible], model.geom_rbound[visible].clip(max=0.045)
+    centre, radius = data.geom_xpos[visible], model.geom_rbound[visible].clip(max=0.04)
     squared = (centre ** 2).sum(1)[:, None] - 2 * centre @ _GROUND.T + (_GROUND ** 2).sum(1)        # (geoms, n)
     above = (centre @ _UPWARD.T - (_GROUND * _UPWARD).sum(1)).clip(0)
-    hidden = 0.9 * radius ** 2 @ (above / (squared * np.sqrt(squared)))             # of the sky, were they spheres
+    hidden = 0.55 * radius ** 2 @ (above / (squared * np.sqrt(squared)))             # of the sky, were they spheres
     light = (0.88 + 0.12 * _enlarged(lit, _SOFTEN)) * (0.25 + 0.75 * _enlarged(np.exp(-hidden), _ENLARGE))
     return light.ravel()
 
