@@ -87,25 +87,27 @@ class Scene:
     """The look of one episode: the tray as painted, and the light. It renders what stands in the tray."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self._gain = rng.uniform(0.95, 1.05)
+        self._gain = rng.uniform(0.94, 1.04)
         self._grain = rng.normal(0, 0.003, (SIZE, SIZE, 3))
         self._tray = _paint(rng)                                                    # (4096, 3)
 
     def render(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
         """The camera's frame, uint8 (64, 64, 3), of the poses in `data`."""
         picture = self._tray * _shadow(model, data)[:, None]
-        hits = _cast(model, data, EYE, _RAYS)
-        outline = _outlines(hits[0].reshape(SIZE, SIZE))
-        inner, edge = np.flatnonzero((hits[0] >= 0) & ~outline), np.flatnonzero(outline)
+        geom, *rest = _cast(model, data, EYE, _RAYS)
+        outline = _outlines(geom.reshape(SIZE, SIZE))
+        inner, edge = np.flatnonzero((geom >= 0) & ~outline), np.flatnonzero(outline)
+        picture[inner] = _surface(model, data, _RAYS[inner], geom[inner], *(found[inner] for found in rest))
+
+        finer = picture[edge].repeat(len(_EDGE), axis=0)        # outlines are smooth: the mean of several rays
         rays = _directions((_PIXELS[edge, None] + _EDGE).reshape(-1, 2))
-        finer = picture[edge].repeat(len(_EDGE), axis=0)
-        finer_hits = _cast(model, data, EYE, rays)
-        seen = np.flatnonzero(finer_hits[0] >= 0)
-        picture[inner] = _surface(model, data, _RAYS[inner], *(found[inner] for found in hits))
-        finer[seen] = _surface(model, data, rays[seen], *(found[seen] for found in finer_hits))
+        geom, *rest = _cast(model, data, EYE, rays)
+        seen = np.flatnonzero(geom >= 0)
+        finer[seen] = _surface(model, data, rays[seen], geom[seen], *(found[seen] for found in rest))
         picture[edge] = finer.reshape(len(edge), len(_EDGE), 3).mean(1)
+
         picture = picture.reshape(SIZE, SIZE, 3) * self._gain + self._grain
-        picture[0], picture[:, 0] = 0, 0                                            # as in every real frame
+        picture[0], picture[:, 0] = 0, 0                        # as in every real frame
         return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -126,7 +128,7 @@ def _paint(rng: np.random.Generator) -> np.ndarray:
     column, row, where, plane = _canvas()
     daylight, warmth = rng.uniform(0, 1) ** 1.5, rng.normal(0.2, 0.9)
 
-    wood = np.array([0.89, 0.855, 0.75]) + warmth * np.array([0.01, -0.01, -0.05])
+    wood = np.array([0.905, 0.88, 0.785]) + warmth * np.array([0.01, -0.01, -0.05])
     grain = _noise(rng, (14, 130), (256, 1024))
     veins = grain[((where[:, 0] + 1) * 120).astype(int) % 256, ((where[:, 1] + 1) * 700).astype(int) % 1024]
     broad = _noise(rng, (5, 5), (SIZE * _FINE, SIZE * _FINE)).ravel()
@@ -136,12 +138,13 @@ def _paint(rng: np.random.Generator) -> np.ndarray:
         share = share[mask, None] if np.ndim(share) else share
         colour[mask] = colour[mask] * (1 - share) + np.asarray(paint) * share
 
-    floor = plane == _FLOOR
+    floor = plane == _FLOOR                                     # darker towards the robot
     colour[floor] *= (0.86 + 0.15 * ((row[floor] - 14) / 28).clip(0, 1))[:, None]
+    # daylight from the left and the right of the camera whitens the boards, the far one most
     glow = ((32 - row) / 22).clip(0, 1) * (0.3 + 0.7 * daylight)
     lay(plane == _LEFT, (0.84, 0.92, 1.0), glow * (1 - ((column - 8) / 14).clip(0, 1)))
-    colour[plane == _LEFT] *= 0.95
-    colour[plane == _RIGHT] *= [0.92, 0.90, 0.85]
+    colour[plane == _LEFT] *= 0.97
+    colour[plane == _RIGHT] *= [0.88, 0.88, 0.82]
     y, foot = where[:, 1], TRAY[[_LEFT, _RIGHT], 1]
     colour *= 1 - 0.25 * np.exp(-(np.abs(y[:, None] - foot).min(1) / 0.006) ** 2)[:, None]         # the boards' joints
     lay(plane == _FRONT, (0.89, 0.88, 0.82), 0.65)
@@ -149,6 +152,7 @@ def _paint(rng: np.random.Generator) -> np.ndarray:
     lay(plane == _FRONT, (0.93, 0.99, 1.05), shine.clip(0, 1))
     lay(plane == _BACK, (1.04, 1.03, 0.97), ((where[:, 2] - FLOOR) / 0.04).clip(0, 1) * rng.uniform(0.2, 1) ** 0.5)
 
+    # two steel corners, and what is seen over the tray's rim: all as it lies in the real picture
     steel = (np.array([0.47, 0.53, 0.55]) + 0.12 * daylight) * (1 + 0.15 * broad)[:, None]
     for light, *corners in ((1.2, (-1, 7.5), (9, 1), (15, 1), (15, 7), (10, 13)),
                             (0.85, (8, 3), (15, 1), (15, 7), (10, 13)),
@@ -162,6 +166,7 @@ def _paint(rng: np.random.Generator) -> np.ndarray:
     lay(_inside((32, 0), (37, 0), (37, 2.2), (32, 2.2)), (0.4, 0.08, 0.1), 0.9)
     lay(_inside((-1, 43), (3.5, 43), (1, 47), (-1, 47)), (0.12, 0.14, 0.16), 0.9)
     lay(_inside((62.6, 43), (65, 43), (65, 45)), (0.2, 0.2, 0.2), 0.8)
+    # the table in front of the tray, with its two legs
     lay(row > 58, (0.52, 0.48, 0.37))
     lay(row > 60.2, (0.31, 0.21, 0.08))
     for left in (20.5, 46):
@@ -192,11 +197,12 @@ def _noise(rng: np.random.Generator, bumps: tuple[int, int], shape: tuple[int, i
 
 # Shading -------------------------------------------------------------------------------------------------
 
-def _surface(model, data, rays, geom, distance, normal) -> np.ndarray:
+def _surface(model: mujoco.MjModel, data: mujoco.MjData, rays: np.ndarray, geom: np.ndarray, distance: np.ndarray,
+             normal: np.ndarray) -> np.ndarray:
     """Colours (n, 3) where rays (n, 3) from the eye hit geoms (n,) at distances (n,), with normals (n, 3)."""
     points = EYE + rays * distance[:, None]
     axes = data.geom_xmat.reshape(-1, 3, 3)[geom]
-    local = np.einsum("ni,nij->nj", points - data.geom_xpos[geom], axes)            # in the geom's own frame
+    local = np.einsum("ni,nij->nj", points - data.geom_xpos[geom], axes)            # patterns move with the geom
     pattern, second, gloss = np.split(model.geom_user[geom], [1, 4], axis=1)
     mix = np.choose(pattern[:, 0].astype(int), [
         np.zeros(len(geom)),
@@ -211,7 +217,7 @@ def _surface(model, data, rays, geom, distance, normal) -> np.ndarray:
     return colour * light[:, None] + gloss * (facing ** 20)[:, None]
 
 
-def _shadow(model, data) -> np.ndarray:
+def _shadow(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
     """The light that reaches the tray in each pixel, (4096,): 1 where nothing is near or in the lamp's way."""
     geom, distance, _ = _cast(model, data, _LAMP, _FROM_LAMP)
     lit = (geom < 0) | (distance > _LAMP_DISTANCE)
@@ -219,7 +225,7 @@ def _shadow(model, data) -> np.ndarray:
     centre, radius = data.geom_xpos[visible], model.geom_rbound[visible].clip(max=0.04)
     squared = (centre ** 2).sum(1)[:, None] - 2 * centre @ _GROUND.T + (_GROUND ** 2).sum(1)        # (geoms, n)
     above = (centre @ _UPWARD.T - (_GROUND * _UPWARD).sum(1)).clip(0)
-    hidden = 0.55 * radius ** 2 @ (above / (squared * np.sqrt(squared)))             # of the sky, were they spheres
+    hidden = 0.55 * radius ** 2 @ (above / (squared * np.sqrt(squared)))            # of the sky, were they spheres
     light = (0.88 + 0.12 * _enlarged(lit, _SOFTEN)) * (0.25 + 0.75 * _enlarged(np.exp(-hidden), _ENLARGE))
     return light.ravel()
 
@@ -230,7 +236,8 @@ def _enlarged(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ coarse @ weights.T
 
 
-def _cast(model, data, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cast(model: mujoco.MjModel, data: mujoco.MjData, origin: np.ndarray,
+          rays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The geom (n,), -1 for none, the distance (n,) and the normal (n, 3) of what unit rays (n, 3) hit first."""
     n = len(rays)
     geom, distance, normal = np.full(n, -1, np.int32), np.zeros(n), np.zeros(3 * n)

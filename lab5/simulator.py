@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from lab5 import scene
 from lab5.scene import Scene
 
-VERSION = 1                                     # of the simulator; another makes other frames from a seed
+VERSION = 2                                     # of the simulator; another makes other frames from a seed
 SPLITS = ("train", "validate", "test")
 SHARD = 256                                     # sequences in a traj_A_to_B folder
 REACH = 0.066                                   # m, the largest dx or dy of an action
@@ -134,18 +134,19 @@ def _world(rng: np.random.Generator) -> mujoco.MjModel:
         bodies.append(f'<geom type="plane" size="1 1 .1" pos="{_words(plane[:3])}" quat="{_words(turn)}"/>')
     for name, lines in _ARM.items():
         bodies.append(f'<body name="{name}" mocap="true">{_geoms(lines, touches="arm" not in name)}</body>')
-    heaps = np.column_stack([0.36 + 0.38 * rng.beta(1, 1.8, 3), rng.uniform(-0.27, 0.17, 3)])
+    heaps = np.column_stack([0.40 + 0.36 * rng.beta(1, 1.6, 3), rng.uniform(-0.27, 0.17, 3)])
     for count, toy in enumerate(rng.permutation(list(_TOYS))[:rng.integers(8, 11)]):
-        x, y = heaps[count % 3] + rng.normal(0, 0.07, 2)
+        x, y = heaps[count % 3] + rng.normal(0, 0.08, 2)
         bodies.append(f'<body pos="{x} {y} {0.22 + 0.05 * count}" euler="0 0 {rng.uniform(0, 360)}"><freejoint/>'
-                      f'{_geoms(_TOYS[toy], rng.uniform(0.95, 1.15))}</body>')
+                      f'{_geoms(_TOYS[toy], rng.uniform(1.0, 1.2))}</body>')
     model = mujoco.MjModel.from_xml_string(f"""
         <mujoco>
           <size nuser_geom="5"/>
-          <option timestep="{TIMESTEP}" integrator="implicitfast" iterations="10" sleep_tolerance=".005">
+          <option timestep="{TIMESTEP}" integrator="implicitfast" iterations="10" impratio="10" cone="elliptic"
+                  sleep_tolerance=".005">
             <flag sleep="enable"/>
           </option>
-          <default><geom density="200" friction=".7 .005 .0005" condim="3" solref=".015 1"/></default>
+          <default><geom density="200" friction="1 .01 .003" condim="6" solref=".015 1"/></default>
           <worldbody>{"".join(bodies)}</worldbody>
         </mujoco>""")
     for body in np.flatnonzero(model.body_dofnum):                  # soft toys do not roll on
@@ -233,7 +234,7 @@ def draw_action(rng: np.random.Generator, position: np.ndarray, before: np.ndarr
 
     It tends to go on as the action `before` did, and turns back from the edge of its reach.
     """
-    move = rng.normal(0, 0.029, 2) if before is None else 0.75 * before[:2] + rng.normal(0, 0.0195, 2)
+    move = rng.normal(0, 0.033, 2) if before is None else 0.75 * before[:2] + rng.normal(0, 0.022, 2)
     move = move.clip(-REACH, REACH)
     leaves = (position[:2] + move != np.clip(position[:2] + move, LOW[:2], HIGH[:2]))
     return np.array([*np.where(leaves, -move, move), rng.choice([0, 1, 3], p=[0.65, 0.1, 0.25]), rng.random() < 0.25])
