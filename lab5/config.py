@@ -35,8 +35,9 @@ class Config:
     predictor_layers: int = 2           # LSTM layers of the frame predictor
     posterior_layers: int = 1           # LSTM layers of the posterior
     condition_dim: int = 32             # the embedded condition
-    skip: Literal["context", "latest"] = "context"
-    #   skips from the last context frame, or from the newest frame at hand (SVG's option)
+    skip: Literal["context", "latest", "early"] = "context"
+    #   skips from the last context frame; from the newest frame at hand (SVG's option); or from the context
+    #   frame before the last, which is what the course's template did by mistake
 
     # The extras, each a component of its own (notebook 03)
     learned_prior: bool = False         # an LSTM over the past in place of N(0, I) (Denton & Fergus 2018)
@@ -46,8 +47,11 @@ class Config:
     z_channels: int = 4                 # channels of each
     aligned: bool = False               # skips are moved to where they belong at each step
 
-    # Objective: reconstruction (pixel-mean squared error) + beta * kl_weight(t) * KL
-    beta: float = 1e-4                  # what a KL weight of 1 stands for; SVG's value on BAIR
+    # Objective: reconstruction + kl_weight(t) * KL, on either of two scales
+    reconstruction: Literal["mse", "calibrated"] = "mse"
+    #   mse: pixel-mean squared error + beta * kl_weight * KL, the lab's;
+    #   calibrated: Gaussian log-likelihood of the optimal variance (sigma-VAE), where a weight of 1 is the ELBO
+    beta: float = 1e-4                  # with mse, what a KL weight of 1 stands for; SVG's value on BAIR
     kl_schedule: Literal["monotonic", "cyclical", "constant", "zero"] = "monotonic"
     kl_cycles: int = 3                  # cycles of the cyclical schedule
     kl_ramp: float = 0.5                # share of a cycle (monotonic: of the run) spent rising from 0 to 1
@@ -101,9 +105,9 @@ class Config:
         return problems
 
     def _range_problems(self) -> list[str]:
-        positive = ("n_past n_future width g_dim z_dim rnn_size predictor_layers posterior_layers prior_layers z_channels condition_dim "
-                    "kl_cycles epochs batches_per_epoch batch_size lr validate_every validate_sequences best_of "
-                    "sim_train sim_validate sim_test").split()
+        positive = ("n_past n_future width g_dim z_dim rnn_size predictor_layers posterior_layers prior_layers "
+                    "z_channels condition_dim kl_cycles epochs batches_per_epoch batch_size lr validate_every "
+                    "validate_sequences best_of sim_train sim_validate sim_test").split()
         shares = "kl_ramp tf_start tf_hold tf_end tf_min lr_warmup beta1".split()
         not_negative = "beta grad_clip seed workers".split()
 

@@ -6,11 +6,12 @@
     g(t)  = predictor LSTM over [h(t-1), c(t), z(t)]
     x^(t) = Dec(g(t), skips of the last context frame)
 
-(Denton & Fergus 2018, SVG-FP and SVG-LP; the condition after Sohn et al. 2015.) What else can be switched on,
-conditional convolutions, latent maps and aligned skips, lives inside encoder and decoder (`lab5.layers`). Axes: T frames of a window, B
-sequences, C, H, W; videos are (T, B, C, H, W) in [0, 1], conditions (T, B, D). Frames count from 0, so
-that step t in 1 .. T-1 predicts frame t. The model draws no random numbers: the caller brings the noise,
-and noise of zeros means the mean.
+(Denton & Fergus 2018, SVG-FP and SVG-LP; the condition after Sohn et al. 2015.) What else can be switched
+on, conditional convolutions, latent maps and aligned skips, lives inside encoder and decoder (`lab5.layers`).
+
+Axes: T frames of a window, B sequences, C, H, W; videos are (T, B, C, H, W) in [0, 1], conditions (T, B, D).
+Frames count from 0, so that step t in 1 .. T-1 predicts frame t. The model draws no random numbers: the
+caller brings the noise, and noise of zeros means the mean.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class ElboTerms:
 
     predictions: torch.Tensor                   # (T-1, B, C, H, W) in (0, 1)
     mse: torch.Tensor                           # (), squared error, mean over everything
-    kl: torch.Tensor                            # (), nats a frame: summed over all latents, mean over steps and batch
-    levels: Maps                                # the KL of z(t), (T-1, B, z_dim), and of latent maps, (T-1, B, channels)
+    kl: torch.Tensor                            # (), nats a frame: sum over all latents, mean over steps and batch
+    levels: Maps                                # its parts: of z(t), (T-1, B, z_dim), then maps, (T-1, B, channels)
 
 
 def runs(forced: list[bool], n_past: int) -> list[tuple[int, int, bool]]:
@@ -135,7 +136,8 @@ class CVAE(nn.Module):
         Returns the frames (T-1 - wanted, B, C, H, W) and the KL of each level (T-1 - wanted, B, units).
         """
         frames, kl, state, prior_state = [], [], None, None
-        skips = self._skips([skip[:self.config.n_past] for skip in maps] if self.config.skip == "context" else maps)
+        last = self.config.n_past - 1 if self.config.skip != "early" else max(self.config.n_past - 2, 0)
+        skips = self._skips(maps if self.config.skip == "latest" else [skip[:last + 1] for skip in maps])
         held = [skip[-1:] for skip in skips]                                    # of the last context frame
         for start, stop, known in passes:
             if known:
@@ -154,9 +156,9 @@ class CVAE(nn.Module):
             if self.config.skip == "latest":
                 used = [skip[start:stop] for skip in skips] if known else self._skips(fresh)
             else:
-                used = held if start >= self.config.n_past - 1 else [
-                    torch.cat([skip[start:-1], last.expand(stop - start - len(skip[start:-1]), *last.shape[1:])])
-                    for skip, last in zip(skips, held, strict=True)]
+                used = held if start >= last else [                             # its own newest frame, until then
+                    torch.cat([skip[start:last], newest.expand(stop - last, *newest.shape[1:])])
+                    for skip, newest in zip(skips, held, strict=True)]
             target = [level[start + 1:stop + 1].flatten(0, 1) for level in maps] if has_posterior else None
             decoded, levels = self.decoder(g, used, c[start:stop], map_noise, target)
             frames.append(decoded.unflatten(0, g.shape[:2]))

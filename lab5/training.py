@@ -23,7 +23,7 @@ from lab5 import checkpoint, schedules
 from lab5.config import Config
 from lab5.data import Pack, condition_statistics, to_video, training_loader
 from lab5.evaluation import autocast, choose_device, choose_precision, evaluate
-from lab5.model import CVAE
+from lab5.model import CVAE, ElboTerms
 
 Record = dict[str, Any]
 
@@ -142,7 +142,7 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
         with autocast(precision, device):
             terms = model.elbo_terms(frames, batch.condition.to(device, non_blocking=True),
                                      noise[:, :frames.shape[1]].to(device, non_blocking=True), forced)
-        loss = terms.mse + config.beta * kl_weight * terms.kl
+        loss = objective(config, terms, kl_weight)
         loss.backward()
         if config.grad_clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -162,6 +162,19 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
     return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,
             "lr": lr, "psnr": None, "seconds": seconds,
             "sequences_per_second": config.batches_per_epoch * config.batch_size / seconds}
+
+
+def objective(config: Config, terms: ElboTerms, kl_weight: float) -> torch.Tensor:
+    """The loss that is minimised: the negative bound up to scale and constants.
+
+    With "mse" the pixel-mean squared error + beta * kl_weight * KL: the bound of a decoder whose variance is
+    fixed at beta * D / 2, D being the numbers in a frame. With "calibrated" the variance is the one that
+    maximises the likelihood of the batch, which is the MSE itself (sigma-VAE: Rybkin, Daniilidis & Levine 2021);
+    a frame's negative bound is then D/2 log MSE + KL, and is divided by D to keep gradients in a common range.
+    """
+    if config.reconstruction == "mse":
+        return terms.mse + config.beta * kl_weight * terms.kl
+    return 0.5 * terms.mse.log() + kl_weight * terms.kl / terms.predictions[0, 0].numel()
 
 
 def _draws(config: Config, step: int, ratio: float, noise_size: int) -> tuple[torch.Tensor, list[bool]]:

@@ -7,6 +7,8 @@ otherwise the error says which notebook to run.
 
 from __future__ import annotations
 
+import base64
+import html
 import inspect
 import json
 import os
@@ -28,13 +30,14 @@ from matplotlib.figure import Figure
 from lab5 import checkpoint, figures
 from lab5.config import Config, preset
 from lab5.data import Pack, Windows, open_pack
-from lab5.evaluation import Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
+from lab5.evaluation import PROTOCOLS, Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
 from lab5.model import CVAE
 from lab5.simulator import simulate
 from lab5.training import Record, read_history, train
 
 PROJECT = Path(__file__).resolve().parents[1]
 TRAINED_ON_DEMAND = ("smoke", "quick")          # presets that a later notebook trains by itself
+GIF_SCALE = 3                                   # four panels fit a notebook's column
 SIMULATION_SEED = 1                             # the simulated set is one, whatever the training's seed
 
 
@@ -99,15 +102,15 @@ class Workbook:
 
     # ---- the model ----
 
-    def train(self, on_epoch=None) -> list[Record]:
+    def train(self, on_epoch=None, progress: bool = True) -> list[Record]:
         """Train, go on with a run that was cut off, or just read the history of a finished one.
 
         `on_epoch` is called with the history after each epoch, and once where nothing is left to train.
         Raises NotYet in a folder that holds nothing but weights, which training would overwrite.
         """
         if self.only_weights:
-            raise NotYet(f"{self.run} holds weights from elsewhere (best.safetensors) and no history of their training; "
-                         "they can be scored (notebook 09, `lab5 evaluate`). To train, choose another run folder")
+            raise NotYet(f"{self.run} holds weights from elsewhere (best.safetensors) and no history of their "
+                         "training; they can be scored (notebook 09, `lab5 evaluate`). To train, choose another run folder")
         history = read_history(self.run)
         if len(history) == self.config.epochs and (self.run / "best.safetensors").exists():
             if on_epoch:
@@ -116,7 +119,8 @@ class Workbook:
         train_pack, validate_pack = self.pack("train"), self.pack("validate")
         checkpoint.write_atomically(self.run / "data.json", lambda path: path.write_text(
             json.dumps({"root": str(self.data), "train": train_pack.fingerprint}) + "\n", encoding="utf-8"))
-        return train(self.config, train_pack, validate_pack, self.run, on_epoch=on_epoch)
+        return train(self.config, train_pack, validate_pack, self.run, progress=progress,
+                     on_epoch=on_epoch)
 
     @property
     def only_weights(self) -> bool:
@@ -138,16 +142,17 @@ class Workbook:
         model, _ = checkpoint.load_model(self.run / "best.safetensors")
         return model.to(choose_device())
 
-    def evaluation(self, split: str = "test") -> Evaluation:
+    def evaluation(self, split: str = "test", protocols: tuple[str, ...] = tuple(PROTOCOLS)) -> Evaluation:
         """Scores of the best weights on a whole split; computed once and kept in the run folder."""
         folder = self.run / "evaluation" / split
         pack, model = self.pack(split), self.model()
         weights = checkpoint.digest(self.run / "best.safetensors")
         if (folder / "steps.npz").exists():
             found = Evaluation.load(folder)
-            if (found.facts["weights"], found.facts["data"]) == (weights, pack.fingerprint):
+            if (found.facts["weights"], found.facts["data"]) == (weights, pack.fingerprint) and (
+                    set(protocols) <= set(found.psnr)):
                 return found
-        found = evaluate(model, pack, weights=weights)
+        found = evaluate(model, pack, protocols=protocols, weights=weights)
         found.save(folder)
         return found
 
@@ -163,7 +168,8 @@ class Workbook:
         model, pack = self.model(), self.pack(split)
         config = model.config
         batch = Windows(pack, config.length).__getitems__([index])
-        noise = torch.cat([prior_noise(len(pack), config.length - 1, model.noise_size, seed=1, sample=sample)[:, [index]]
+        steps = config.length - 1
+        noise = torch.cat([prior_noise(len(pack), steps, model.noise_size, seed=1, sample=sample)[:, [index]]
                            for sample in range(samples)], dim=1)
         context = batch.frames[:, 0].permute(0, 2, 3, 1).numpy()
         futures = predict(model, batch.frames.expand(-1, samples, -1, -1, -1),
@@ -173,9 +179,10 @@ class Workbook:
         return {"truth": context} | {name: np.concatenate([context[:config.n_past], future])
                                      for name, future in zip(names, futures, strict=True)}
 
-    def variant(self, name: str, **changes) -> Workbook:
-        """A run beside this one, on the same data, with some settings changed."""
-        return Workbook(self.config.replace(**changes), self.run / "variants" / name, self.data)
+    def variant(self, **changes) -> Workbook:
+        """A run beside this one, on the same data, with some settings changed; equal settings are one run."""
+        config = self.config.replace(**changes)
+        return Workbook(config, self.run / "variants" / config.hash, self.data)
 
     # ---- what the report shows ----
 
@@ -187,8 +194,11 @@ class Workbook:
 
     def show_gif(self, videos: dict[str, np.ndarray], name: str, caption: str) -> None:
         """Export videos side by side as a GIF under a name, and show it with its caption."""
-        path = figures.gif(self.run / "figures" / f"{name}.gif", videos, n_past=self.config.n_past)
-        display(Image(data=path.read_bytes(), format="gif", alt=caption), Markdown(f"*{caption}*"))
+        path = figures.gif(self.run / "figures" / f"{name}.gif", videos, n_past=self.config.n_past, scale=GIF_SCALE)
+        encoded = base64.b64encode(path.read_bytes()).decode()
+        display({"image/gif": encoded, "text/plain": caption,           # nbconvert knows no image/gif, hence the HTML
+                 "text/html": f'<img src="data:image/gif;base64,{encoded}" alt="{html.escape(caption)}">'}, raw=True)
+        display(Markdown(f"*{caption}*"))
 
     def live(self, draw: Callable[[list[Record]], Figure]) -> Callable[[list[Record]], None]:
         """A callback for `train` that redraws one picture after each epoch."""

@@ -1,0 +1,58 @@
+"""The command: what it prints, what it returns, and one clear line for what a user can get wrong."""
+
+import pytest
+
+from lab5.cli import main
+from lab5.config import Config
+
+
+def test_check_counts_sequences_and_problems(tiny_root, tmp_path, capsys):
+    assert main(["check", str(tiny_root)]) == 0
+    assert "train 8, validate 4, test 4 sequences, 0 problems" in capsys.readouterr().out
+    for split in ("train", "validate", "test"):
+        (tmp_path / "processed_data" / split).mkdir(parents=True)
+        for folder in (tiny_root / "processed_data" / split).iterdir():
+            (tmp_path / "processed_data" / split / folder.name).symlink_to(folder)
+    broken = tmp_path / "processed_data" / "test" / "traj_256_to_511.tfrecords" / "0"
+    broken.mkdir(parents=True)
+    assert main(["check", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert str(broken) in printed and "4 sequences" not in printed.splitlines()[0]
+
+
+def test_train_changes_settings_and_evaluate_scores_the_run(tiny_root, tmp_path, capsys):
+    run = ["--preset", "smoke", "--data", str(tiny_root), "--run", str(tmp_path / "run")]
+    assert main(["train", *run, "--set", "epochs=1", "--set", "kl_schedule=cyclical"]) == 0
+    config = Config.load(tmp_path / "run" / "config.json")
+    assert (config.epochs, config.kl_schedule, config.preset) == (1, "cyclical", "smoke")
+    assert "1 epochs" in capsys.readouterr().out
+    assert main(["evaluate", *run]) == 0
+    printed = capsys.readouterr().out
+    assert "prior sample (graded)" in printed and "average PSNR" in printed and "grade" in printed
+    assert (tmp_path / "run" / "evaluation" / "test" / "per_sequence.csv").exists()
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["check", "nowhere"], "there is no such folder"),
+    (["pack", "nowhere"], "there is no such folder"),
+    (["train", "--preset", "smoke", "--set", "lrr=1"], "did you mean lr?"),
+    (["train", "--preset", "smoke", "--set", "lr"], "expected NAME=VALUE"),
+    (["train", "--preset", "smoke", "--set", "lr=-1"], "lr is -1.0, but must be above 0"),
+    (["train", "--preset", "smoke", "--set", "condition=later"], "must be one of 'previous'"),
+    (["report", "--preset", "smoke", "--only", "42"], "no notebook begins with '42'"),
+])
+def test_mistakes_end_with_one_line_that_says_the_way_out(arguments, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] in ("train", "report"):
+        arguments = [*arguments, "--run", str(tmp_path / "run")]
+    status = main(arguments)
+    printed = capsys.readouterr()
+    assert status == 1 and words in printed.out + printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_an_unknown_preset_is_named_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--preset", "slow"])
+    assert stop.value.code == 2
+    assert all(name in capsys.readouterr().err for name in ("slow", "smoke", "quick", "standard", "full")[:1])

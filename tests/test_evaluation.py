@@ -1,0 +1,135 @@
+"""Scores: every sequence once, the lab's averages, protocols that mean what they say, tables that survive a disk."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import seeded_model
+from test_metrics import lab_psnr
+
+from lab5.config import preset
+from lab5.data import Windows, to_video
+from lab5.evaluation import Evaluation, evaluate, predict, prior_noise
+
+CONFIG = preset("smoke", precision="float32", best_of=3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return seeded_model(CONFIG)
+
+
+def scored(model, pack, **options) -> Evaluation:
+    return evaluate(model, pack, precision="float32", progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def scores(model, tiny_packs):
+    return scored(model, tiny_packs["test"])
+
+
+def test_the_graded_number_is_the_labs_loop_over_the_whole_split(model, tiny_packs, scores):
+    pack = tiny_packs["test"]
+    batch = Windows(pack, CONFIG.length).__getitems__(list(range(len(pack))))
+    noise = prior_noise(len(pack), CONFIG.length - 1, model.noise_size, seed=1)
+    prediction = predict(model, batch.frames, batch.condition, noise, "float32")
+    truth = to_video(batch.frames)[CONFIG.n_past:]
+    assert scores.average("sampled")[0] == pytest.approx(lab_psnr(prediction, truth), abs=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batches_change_nothing_and_a_small_last_one_counts_no_more(batch_size, model, tiny_packs, scores):
+    """4 sequences in batches of 3: the fourth has the weight of each other one."""
+    other = scored(model, tiny_packs["test"], batch_size=batch_size)
+    assert other.names == scores.names == tiny_packs["test"].names
+    for protocol, values in scores.psnr.items():
+        assert values.shape == (4, CONFIG.n_future)
+        np.testing.assert_allclose(other.psnr[protocol], values, atol=1e-3)
+
+
+def test_the_same_seed_gives_the_same_scores_and_another_does_not(model, tiny_packs, scores):
+    again, other = scored(model, tiny_packs["test"]), scored(model, tiny_packs["test"], seed=2)
+    assert np.array_equal(again.psnr["sampled"], scores.psnr["sampled"])
+    assert not np.array_equal(other.psnr["sampled"], scores.psnr["sampled"])
+    assert np.array_equal(other.psnr["mean"], scores.psnr["mean"])          # no chance in it
+
+
+def test_the_baselines_hold_and_copy_true_frames(tiny_packs, scores):
+    frames = np.asarray(tiny_packs["test"].frames[:, :CONFIG.length], dtype=np.float64) / 255       # (N, T, H, W, C)
+
+    def db(a, b):
+        return (-10 * np.log10(((a - b) ** 2).mean(axis=(2, 3)))).mean(axis=-1)                     # (N, T')
+
+    np.testing.assert_allclose(scores.psnr["hold"], db(frames[:, 1:2], frames[:, 2:]), atol=1e-3)
+    np.testing.assert_allclose(scores.psnr["copy"], db(frames[:, 1:-1], frames[:, 2:]), atol=1e-3)
+
+
+def test_the_best_sample_is_a_whole_sequence_and_at_least_the_first(model, tiny_packs, scores):
+    best, sampled = scores.psnr["best"], scores.psnr["sampled"]
+    assert (best.mean(1) >= sampled.mean(1)).all()
+    samples = [scored(model, tiny_packs["test"], protocols=("best",), best_of=n).psnr["best"] for n in (1, 2, 3)]
+    assert np.array_equal(samples[0], sampled) and np.array_equal(samples[2], best)
+    assert (np.diff([s.mean() for s in samples]) >= 0).all()
+
+
+def test_only_as_many_sequences_as_asked_for(model, tiny_packs, scores):
+    few = scored(model, tiny_packs["test"], protocols=("sampled",), limit=3)
+    assert few.names == scores.names[:3]
+    np.testing.assert_allclose(few.psnr["sampled"], scores.psnr["sampled"][:3], atol=1e-3)
+
+
+def test_the_interval_is_that_of_the_mean_over_sequences():
+    values = np.random.default_rng(0).normal(20, 2, (50, 10))
+    mean, half = Evaluation({"sampled": values}, {"sampled": values}, [], {}).average("sampled")
+    per_sequence = values.mean(axis=1)
+    assert mean == pytest.approx(values.mean())
+    assert half == pytest.approx(1.96 * per_sequence.std(ddof=1) / 50 ** 0.5)
+
+
+def test_scoring_leaves_the_model_in_training_as_it_was(tiny_packs):
+    model = seeded_model(CONFIG).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scored(model, tiny_packs["test"], protocols=("sampled",))
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_unknown_protocol_is_refused(model, tiny_packs):
+    with pytest.raises(ValueError, match="unknown protocol lucky; the protocols are sampled, mean, best"):
+        scored(model, tiny_packs["test"], protocols=("sampled", "lucky"))
+
+
+def test_what_is_saved_is_what_was_scored(scores, tmp_path):
+    scores.save(tmp_path)
+    loaded = Evaluation.load(tmp_path)
+    assert loaded.names == scores.names and loaded.facts == scores.facts
+    for protocol, values in scores.psnr.items():
+        assert np.array_equal(loaded.psnr[protocol], values)
+        assert np.array_equal(loaded.ssim[protocol], scores.ssim[protocol])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["psnr"]["sampled"]["mean"] == scores.average("sampled")[0] and summary["sequences"] == 4
+    with open(tmp_path / "per_sequence.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["sequence"] for row in rows] == scores.names
+    assert float(rows[2]["psnr_sampled"]) == pytest.approx(scores.psnr["sampled"][2].mean(), abs=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn"])
+def test_a_damaged_table_is_named(damage, scores, tmp_path):
+    scores.save(tmp_path)
+    path = tmp_path / "steps.npz"
+    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="steps.npz: not a saved evaluation.*evaluate again"):
+        Evaluation.load(tmp_path)
+
+
+def test_the_real_sequence_is_scored_like_any_other(model, bair_root, tmp_path):
+    """The first test sequence of BAIR: holding the last context frame scores what real data scores, 11 to 22 dB."""
+    from lab5.data import open_pack
+
+    (tmp_path / "processed_data").symlink_to(bair_root / "processed_data")
+    scores = scored(model, open_pack(tmp_path, "test", progress=False))
+    assert not scores.facts["simulated"]
+    assert 11 < scores.average("hold")[0] < 22 and scores.average("copy")[0] > scores.average("hold")[0]
