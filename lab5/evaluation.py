@@ -32,6 +32,7 @@ PROTOCOLS = {
     "copy": "copy previous true frame",
 }
 Measures = dict[str, np.ndarray]
+ACTIVE = 0.01                                   # nats a frame from which on a latent unit counts as used
 
 
 def choose_device() -> torch.device:
@@ -196,3 +197,42 @@ def _predictions(model: CVAE, batch: Batch, protocols: tuple[str, ...], count: i
         yield "hold", frames[config.n_past - 1].expand(config.n_future, *frames.shape[1:])
     if "copy" in protocols:
         yield "copy", frames[config.n_past - 1:-1]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the latents carry, over a split."""
+
+    kl: list[np.ndarray]                        # nats a frame of each unit: (z_dim,), then (channels,) of each map
+    psnr_posterior: np.ndarray                  # (sequences,) dB when z comes from the posterior, which sees the truth
+    psnr_prior: np.ndarray                      # (sequences,) dB of the graded prediction
+
+    @property
+    def active(self) -> list[int]:
+        """Units of each level that carry more than `ACTIVE` nats; none at all is posterior collapse."""
+        return [int((level > ACTIVE).sum()) for level in self.kl]
+
+
+@torch.inference_mode()
+def diagnose(model: CVAE, pack: Pack, *, seed: int = 1, batch_size: int = 32, precision: str = "auto") -> Diagnosis:
+    """KL of every latent unit, and what knowing the posterior would gain, on a split's first windows.
+
+    Predictions are fed back in both cases, so that only the source of z differs.
+    """
+    config, device = model.config, model.condition_mean.device
+    precision = choose_precision(precision, device)
+    kl: list[list[np.ndarray]] = []
+    scores: list[list[np.ndarray]] = []
+    for batch in evaluation_loader(pack, config.length, batch_size):
+        noise = prior_noise(len(pack), config.length - 1, model.noise_size, seed)[:, batch.index]
+        frames = to_video(batch.frames.to(device))
+        truth = frames[config.n_past:]
+        with autocast(precision, device):
+            terms = model.elbo_terms(frames, batch.condition.to(device), noise.to(device),
+                                     [False] * (config.length - 1))
+        kl.append([level.sum(dim=(0, 1)).cpu().numpy() / (config.length - 1) for level in terms.levels])
+        prior = predict(model, batch.frames, batch.condition, noise, precision)
+        scores.append([psnr(video, truth).mean(dim=0).cpu().numpy()
+                       for video in (terms.predictions[config.n_past - 1:].float(), prior)])
+    posterior, prior = (np.concatenate(values) for values in zip(*scores, strict=True))
+    return Diagnosis([np.sum(level, axis=0) / len(pack) for level in zip(*kl, strict=True)], posterior, prior)

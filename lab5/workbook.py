@@ -110,7 +110,7 @@ class Workbook:
         """
         if self.only_weights:
             raise NotYet(f"{self.run} holds weights from elsewhere (best.safetensors) and no history of their "
-                         "training; they can be scored (notebook 09, `lab5 evaluate`). To train, choose another run folder")
+                         "training; they can be scored (notebook 09, `lab5 evaluate`). To train, choose another folder")
         history = read_history(self.run)
         if len(history) == self.config.epochs and (self.run / "best.safetensors").exists():
             if on_epoch:
@@ -196,8 +196,8 @@ class Workbook:
         """Export videos side by side as a GIF under a name, and show it with its caption."""
         path = figures.gif(self.run / "figures" / f"{name}.gif", videos, n_past=self.config.n_past, scale=GIF_SCALE)
         encoded = base64.b64encode(path.read_bytes()).decode()
-        display({"image/gif": encoded, "text/plain": caption,           # nbconvert knows no image/gif, hence the HTML
-                 "text/html": f'<img src="data:image/gif;base64,{encoded}" alt="{html.escape(caption)}">'}, raw=True)
+        display({"text/html": f'<img src="data:image/gif;base64,{encoded}" alt="{html.escape(caption)}">',
+                 "text/plain": f"(Here {path.name} plays.)"}, raw=True)    # nbconvert and GitHub know no image/gif
         display(Markdown(f"*{caption}*"))
 
     def live(self, draw: Callable[[list[Record]], Figure]) -> Callable[[list[Record]], None]:

@@ -133,3 +133,16 @@ def test_the_real_sequence_is_scored_like_any_other(model, bair_root, tmp_path):
     scores = scored(model, open_pack(tmp_path, "test", progress=False))
     assert not scores.facts["simulated"]
     assert 11 < scores.average("hold")[0] < 22 and scores.average("copy")[0] > scores.average("hold")[0]
+
+
+def test_the_diagnosis_adds_up_to_the_kl_of_training(model, tiny_packs):
+    from lab5.evaluation import diagnose
+
+    pack = tiny_packs["test"]
+    found = diagnose(model, pack, precision="float32", batch_size=3)
+    batch = Windows(pack, CONFIG.length).__getitems__(list(range(len(pack))))
+    noise = prior_noise(len(pack), CONFIG.length - 1, model.noise_size, seed=1)
+    terms = model.elbo_terms(to_video(batch.frames), batch.condition, noise, [False] * (CONFIG.length - 1))
+    assert sum(level.sum() for level in found.kl) == pytest.approx(terms.kl.item(), rel=1e-4)
+    assert found.active == [int((found.kl[0] > 0.01).sum())]
+    np.testing.assert_allclose(found.psnr_prior, scored(model, pack).psnr["sampled"].mean(axis=1), atol=1e-3)
