@@ -105,7 +105,7 @@ def learning_curves(history: list[dict]) -> Figure:
         axes.plot(epochs, values, marker="o" if len(history) < 3 else "", color=colour)
         axes.set(title=name, xlabel="epoch")
         if name == "total loss":
-            axes.set_yscale("log")
+            axes.set_yscale("log" if (values > 0).all() else "linear")     # a calibrated loss falls below 0
         else:
             axes.set_ylim(0, 1.1 * max(values.max(), 0.01))
             axes.yaxis.set_major_locator(MaxNLocator(4))
