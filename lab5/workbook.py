@@ -234,7 +234,9 @@ def source(*objects: object) -> None:
 
 def table(*columns: str, rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table for `say`: the headings of its columns, then a sequence of cells a row."""
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [columns, (":--",) * len(columns), *rows])
+    lines = [[str(cell) for cell in line] for line in (columns, *rows)]
+    rule = [":" + "-" * max(2, *map(len, column)) for column in zip(*lines, strict=True)]      # widths on paper
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def check_environment() -> None:
