@@ -1,7 +1,11 @@
 """What the tests share: a small simulated set, and the real BAIR sample where there is one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch: two test processes must not fight over the cores
 
 import pytest
 import torch
@@ -33,6 +37,14 @@ def bair_root() -> Path:
     if not BAIR_SAMPLE.is_dir():
         pytest.skip(f"no real BAIR sequences in {BAIR_SAMPLE}; name their folder in LAB5_BAIR_SAMPLE")
     return BAIR_SAMPLE
+
+
+def run_smoke_report(run: Path, data: Path, *options: str) -> str:
+    """What `lab5 report` with the smoke preset prints at its end; fails with its errors if it fails."""
+    command = [sys.executable, "-m", "lab5.cli", "report", "--preset", "smoke", "--run", str(run), "--data", str(data)]
+    result = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
 
 
 @pytest.fixture

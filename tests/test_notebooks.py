@@ -1,0 +1,77 @@
+"""The notebooks themselves: small copies under nbval, and what must hold of the committed ones."""
+
+import ast
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+
+from lab5.report import find_notebooks
+
+NOTEBOOKS = find_notebooks()
+names = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+
+def test_small_copies_run_under_nbval_and_their_facts_are_those_committed(tiny_root, tmp_path):
+    """papermill sets the parameters, nbval executes and compares the cells that are the same on every machine."""
+    parameters = {"preset": "smoke", "run": str(tmp_path / "run"), "data": str(tiny_root)}
+    for path in NOTEBOOKS:
+        papermill.execute_notebook(path, tmp_path / path.name, parameters, prepare_only=True, progress_bar=False)
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q",
+               "--nbval-cell-timeout", "600", "--rootdir", str(tmp_path), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout[-6000:]
+    cells = sum(cell.cell_type == "code" for path in NOTEBOOKS for cell in nbformat.read(tmp_path / path.name, 4).cells)
+    assert f"{cells} passed" in result.stdout
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+@names
+def test_parameters_are_plain_literals_in_one_cell(path):
+    cells = [cell for cell in nbformat.read(path, 4).cells if "parameters" in tags(cell)]
+    assert len(cells) == 1
+    for statement in ast.parse(cells[0].source).body:
+        assert isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+    assert {"preset", "run", "data"} <= {name.strip() for name in papermill.inspect_notebook(path)}
+
+
+@names
+def test_the_committed_outputs_are_of_a_clean_run(path):
+    """Executed from top to bottom without errors, with no widget state and no trace of a progress bar."""
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert any(cell.outputs for cell in code)
+    assert "widgets" not in notebook.metadata
+    for cell in code:
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert not (output.output_type == "stream" and output.name == "stderr")
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+    assert path.stat().st_size < 3_000_000
+
+
+@names
+def test_some_facts_are_compared_on_every_machine(path):
+    """Cells tagged for comparison exist where a notebook proves something, and carry an output to compare with."""
+    cells = [cell for cell in nbformat.read(path, 4).cells if "nbval-check-output" in tags(cell)]
+    assert all(cell.outputs for cell in cells)
+    assert cells or path.stem[:2] in ("00",)
+
+
+@names
+def test_the_story_is_told_in_words(path):
+    cells = nbformat.read(path, 4).cells
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    assert words > 350 and cells[0].cell_type == "markdown" and cells[0].source.startswith(f"# {int(path.stem[:2])}.")
+
+
+def test_the_proof_of_ratio_0_is_in_the_workbook():
+    notebook = nbformat.read(next(path for path in NOTEBOOKS if path.stem.startswith("03")), 4)
+    text = "".join(str(output) for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+    assert "bit-identical" in text and "nan" in text.lower()
