@@ -174,7 +174,7 @@ PRESETS: dict[str, Config] = {
         sim_train=8, sim_validate=4, sim_test=4),
     # minutes on 2 cores: a model that beats the baselines clearly
     "quick": Config(
-        preset="quick", width=8, g_dim=96, z_dim=16, rnn_size=128, epochs=20, batches_per_epoch=80, batch_size=8,
+        preset="quick", width=8, g_dim=96, z_dim=16, rnn_size=128, epochs=20, batches_per_epoch=54, batch_size=8,
         lr=3e-3, tf_start=0.0, validate_every=2, validate_sequences=32, sim_train=576, sim_validate=32, sim_test=64),
     # hours on 2 cores, minutes on a GPU
     "standard": Config(

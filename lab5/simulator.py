@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from lab5 import scene
 from lab5.scene import Scene
 
-VERSION = 2                                     # of the simulator; another makes other frames from a seed
+VERSION = 3                                     # of the simulator; another makes other frames from a seed
 SPLITS = ("train", "validate", "test")
 SHARD = 256                                     # sequences in a traj_A_to_B folder
 REACH = 0.066                                   # m, the largest dx or dy of an action
@@ -234,7 +234,7 @@ def draw_action(rng: np.random.Generator, position: np.ndarray, before: np.ndarr
 
     It tends to go on as the action `before` did, and turns back from the edge of its reach.
     """
-    move = rng.normal(0, 0.033, 2) if before is None else 0.75 * before[:2] + rng.normal(0, 0.022, 2)
+    move = rng.normal(0, 0.036, 2) if before is None else 0.75 * before[:2] + rng.normal(0, 0.025, 2)
     move = move.clip(-REACH, REACH)
     leaves = (position[:2] + move != np.clip(position[:2] + move, LOW[:2], HIGH[:2]))
     return np.array([*np.where(leaves, -move, move), rng.choice([0, 1, 3], p=[0.65, 0.1, 0.25]), rng.random() < 0.25])

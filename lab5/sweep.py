@@ -7,14 +7,17 @@ that two groups share is trained once, and a sweep that was cut off goes on wher
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
+import torch
 from scipy import stats
 from tqdm.auto import tqdm
 
 from lab5.config import Config
-from lab5.workbook import Workbook
+from lab5.workbook import Workbook, cores
 
 Options = dict[str, dict]                       # what a reader sees -> the settings that it changes
 
@@ -38,6 +41,7 @@ FULL: dict[str, Options] = {
                "all four": dict.fromkeys(EXTRAS, True)},
 }
 SWEEPS = {"core": CORE, "full": FULL}
+PROTOCOLS = ("sampled", "mean")
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,10 @@ class Result:
 
     group: str
     option: str
-    config: Config                              # of its first seed
+    run: Workbook                               # of the first seed
     sampled: np.ndarray
     mean: np.ndarray
-    kl: float                                   # nats a frame in the last epoch, averaged over seeds
+    kl: list[float]                             # nats a frame in the last epoch, a seed each
     is_reference: bool
 
     def interval(self) -> tuple[float, float]:
@@ -73,36 +77,49 @@ def _mean_and_half(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def sweep(book: Workbook, groups: dict[str, Options], epochs: int, seeds: int = 1) -> list[Result]:
-    """Train and score every option of every group for `epochs` epochs under seeds 1 .. `seeds`.
+def budget(config: Config, share: float = 0.1) -> dict[str, int]:
+    """Settings of a run that is `share` as long and is scored at its end only."""
+    epochs = max(1, round(share * config.epochs))
+    return {"epochs": epochs, "validate_every": epochs}
 
-    Finished runs are read back, unfinished ones go on. A progress bar counts runs.
+
+def sweep(book: Workbook, groups: dict[str, Options], share: float = 0.1, seeds: int = 1) -> list[Result]:
+    """Train and score every option of every group under seeds 1 .. `seeds`, each run `share` as long as the main one.
+
+    Runs that are finished are read back, others go on; on a CPU, as many at a time as there are cores, since two
+    runs of one thread each get further than two threads do on one run. A progress bar counts runs.
     """
-    budget = {"epochs": epochs, "validate_every": epochs}
-    reference = book.variant(**budget, seed=1).config
-    jobs = [(group, option, {**budget, **changes}) for group, options in groups.items()
-            for option, changes in options.items()]
-    done: dict[Config, tuple[np.ndarray, np.ndarray, float]] = {}
-    results = []
-    with tqdm(total=len(jobs) * seeds, desc="sweep", unit="run") as bar:
-        for group, option, changes in jobs:
-            config = book.variant(**changes, seed=1).config
-            bar.set_postfix_str(f"{group}: {option}")
-            if config not in done:
-                done[config] = _scores([book.variant(**changes, seed=seed) for seed in range(1, seeds + 1)], bar)
-            else:
-                bar.update(seeds)
-            results.append(Result(group, option, config, *done[config], is_reference=config == reference))
-    return results
+    short = budget(book.config, share)
+    options = [(group, option, [book.variant(**{**short, **changes, "seed": seed}) for seed in range(1, seeds + 1)])
+               for group, choices in groups.items() for option, changes in choices.items()]
+    _train(list({variant.run: variant for _, _, variants in options for variant in variants}.values()))
+    reference = book.variant(**short, seed=1).config
+    return [_result(group, option, variants, variants[0].config == reference) for group, option, variants in options]
 
 
-def _scores(variants: list[Workbook], bar: tqdm) -> tuple[np.ndarray, np.ndarray, float]:
-    """Train and score one option's runs, a seed each: sampled and mean (seeds, sequences), and the KL."""
-    sampled, mean, kl = [], [], []
-    for variant in variants:
-        kl.append(variant.train(progress=False)[-1]["kl"])
-        scores = variant.evaluation(protocols=("sampled", "mean"))
-        sampled.append(scores.psnr["sampled"].mean(axis=1))
-        mean.append(scores.psnr["mean"].mean(axis=1))
-        bar.update()
-    return np.stack(sampled), np.stack(mean), float(np.mean(kl))
+def _train(variants: list[Workbook]) -> None:
+    """Train and score runs, side by side on a CPU."""
+    for split in ("train", "validate", "test"):                 # before several processes ask for it at once
+        variants[0].pack(split)
+    at_once = 1 if torch.cuda.is_available() else min(cores(), len(variants))
+    with tqdm(total=len(variants), desc="sweep", unit="run") as bar:
+        if at_once == 1:
+            for variant in variants:
+                _run(variant)
+                bar.update()
+            return
+        with ProcessPoolExecutor(at_once, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            for done in as_completed([pool.submit(_run, variant) for variant in variants]):
+                done.result()
+                bar.update()
+
+
+def _run(variant: Workbook) -> None:
+    variant.train(progress=False)
+    variant.evaluation(protocols=PROTOCOLS)
+
+
+def _result(group: str, option: str, variants: list[Workbook], is_reference: bool) -> Result:
+    scores = [variant.evaluation(protocols=PROTOCOLS) for variant in variants]
+    sampled, mean = (np.stack([score.psnr[protocol].mean(axis=1) for score in scores]) for protocol in PROTOCOLS)
+    return Result(group, option, variants[0], sampled, mean, [v.history()[-1]["kl"] for v in variants], is_reference)
