@@ -71,6 +71,9 @@ class Config:
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     lr_warmup: float = 0.02             # share of the run spent rising to the peak
     beta1: float = 0.9                  # Adam's first-moment decay
+    norm_freeze: float = 1.0            # share of the run after which batch norms keep their statistics; 1: never
+    #   steps fed with predictions are normalised one by one, so what a batch norm sees in training differs from
+    #   the averages that it uses in testing; frozen, it is the same, and the weights get used to it
     grad_clip: float = 1.0              # largest norm of the whole gradient; 0 switches clipping off
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 1
@@ -108,7 +111,7 @@ class Config:
         positive = ("n_past n_future width g_dim z_dim rnn_size predictor_layers posterior_layers prior_layers "
                     "z_channels condition_dim kl_cycles epochs batches_per_epoch batch_size lr validate_every "
                     "validate_sequences best_of sim_train sim_validate sim_test").split()
-        shares = "kl_ramp tf_start tf_hold tf_end tf_min lr_warmup beta1".split()
+        shares = "kl_ramp tf_start tf_hold tf_end tf_min lr_warmup norm_freeze beta1".split()
         not_negative = "beta grad_clip seed workers".split()
 
         def outside(names: list[str], fits, words: str) -> list[str]:
@@ -175,7 +178,8 @@ PRESETS: dict[str, Config] = {
     # minutes on 2 cores: a model that beats the baselines clearly
     "quick": Config(
         preset="quick", width=8, g_dim=96, z_dim=16, rnn_size=128, epochs=20, batches_per_epoch=54, batch_size=8,
-        lr=3e-3, tf_start=0.0, validate_every=2, validate_sequences=32, sim_train=576, sim_validate=32, sim_test=64),
+        lr=3e-3, norm_freeze=0.5, tf_start=0.0, validate_every=2, validate_sequences=32,
+        sim_train=576, sim_validate=32, sim_test=64),
     # hours on 2 cores, minutes on a GPU
     "standard": Config(
         preset="standard", width=16, epochs=100, batches_per_epoch=200, batch_size=12),

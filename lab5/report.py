@@ -64,7 +64,8 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
 def _execute(notebook: Path, target: Path, parameters: dict[str, Any]) -> None:
     try:
         papermill.execute_notebook(str(notebook), str(target), parameters, kernel_name="python3",
-                                   cwd=str(notebook.parent), progress_bar=False)
+                                   cwd=str(notebook.parent), progress_bar=False,
+                                   extra_arguments=["--IPKernelApp.log_level=ERROR"])      # its warnings tear the bar
     except papermill.PapermillExecutionError as error:
         raise NotebookFailed(f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
                              f"Its copy with the full traceback: {target}") from error

@@ -137,6 +137,8 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
         ratio = float(schedules.teacher_forcing_ratio(config, progress))
         lr = float(schedules.learning_rate(config, (step + 1) / config.steps))
         noise, forced = _draws(config, step, ratio, model.noise_size)
+        if progress >= config.norm_freeze:
+            freeze_norms(model)
         batch = next(loader)
         frames = to_video(batch.frames.to(device, non_blocking=True))
         with autocast(precision, device):
@@ -162,6 +164,13 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
     return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,
             "lr": lr, "psnr": None, "seconds": seconds,
             "sequences_per_second": config.batches_per_epoch * config.batch_size / seconds}
+
+
+def freeze_norms(model: CVAE) -> None:
+    """Let batch norms use their running statistics, as in testing, and keep them as they are."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
 
 
 def objective(config: Config, terms: ElboTerms, kl_weight: float) -> torch.Tensor:

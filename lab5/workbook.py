@@ -69,7 +69,7 @@ def _data_root(config: Config, run: Path, data: str) -> Path:
     if data:
         return PROJECT / data
     if recorded.exists():
-        return Path(json.loads(recorded.read_text(encoding="utf-8"))["root"])
+        return PROJECT / json.loads(recorded.read_text(encoding="utf-8"))["root"]
     return simulated_root(config)
 
 
@@ -117,8 +117,9 @@ class Workbook:
                 on_epoch(history)
             return history
         train_pack, validate_pack = self.pack("train"), self.pack("validate")
+        root = self.data.relative_to(PROJECT) if self.data.is_relative_to(PROJECT) else self.data     # it may move
         checkpoint.write_atomically(self.run / "data.json", lambda path: path.write_text(
-            json.dumps({"root": str(self.data), "train": train_pack.fingerprint}) + "\n", encoding="utf-8"))
+            json.dumps({"root": root.as_posix(), "train": train_pack.fingerprint}) + "\n", encoding="utf-8"))
         return train(self.config, train_pack, validate_pack, self.run, progress=progress,
                      on_epoch=on_epoch)
 

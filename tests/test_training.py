@@ -1,5 +1,6 @@
 """Training: it learns, it is the same for a seed, it survives a kill, and it refuses what would end badly."""
 
+import itertools
 import json
 import random
 import signal
@@ -166,3 +167,21 @@ def test_the_history_says_what_the_schedules_did(config, tiny_packs, tmp_path):
     ratios = [record["teacher_forcing"] for record in history]
     assert ratios == sorted(ratios, reverse=True) and ratios[0] > 0.8 and ratios[-1] < 0.2
     assert json.loads((tmp_path / "config.json").read_text())["tf_end"] == 1.0
+
+
+def test_frozen_norms_keep_their_statistics_and_the_weights_go_on(config, tiny_packs, tmp_path):
+    def statistics(path):
+        tensors, _ = checkpoint._read(path / "last.safetensors")
+        return ({k: v for k, v in tensors.items() if "running" in k and k.startswith("model")},
+                {k: v for k, v in tensors.items() if k.endswith("conv.weight") or "convolutions" in k})
+
+    half = config.replace(epochs=4, norm_freeze=0.5)
+    seen = []
+
+    def keep(history):
+        seen.append(statistics(tmp_path))
+
+    run(half, tiny_packs, tmp_path, on_epoch=keep)
+    moved = [any(not torch.equal(a[0][k], b[0][k]) for k in a[0]) for a, b in itertools.pairwise(seen)]
+    learned = [any(not torch.equal(a[1][k], b[1][k]) for k in a[1]) for a, b in itertools.pairwise(seen)]
+    assert moved == [True, False, False] and all(learned)

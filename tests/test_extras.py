@@ -1,0 +1,202 @@
+"""The extras: each one's mathematics, and that all of them combine freely and keep the proofs."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import random_batch, seeded_model
+from torch.distributions import Independent, Normal
+from torch.nn import functional as F
+
+from lab5 import checkpoint
+from lab5.config import preset
+from lab5.latents import FixedPrior, LatentMap, gaussian_kl
+from lab5.layers import Aligner, Modulation, warp
+from lab5.model import CVAE
+
+EXTRAS = ("learned_prior", "conditional_convolution", "hierarchical", "aligned")
+COMBINATIONS = [dict(zip(EXTRAS, switches, strict=True)) for switches in itertools.product([False, True], repeat=4)]
+ALL = dict.fromkeys(EXTRAS, True)
+
+
+# ---- conditional convolution ----
+
+def test_modulation_is_the_papers_formula_channel_by_channel():
+    """softplus(u_k . c) * conv_k(x) + v_k . c, written out."""
+    torch.manual_seed(0)
+    modulation = Modulation(5, 3)
+    for parameter in modulation.parameters():
+        torch.nn.init.normal_(parameter)
+    features, condition = torch.randn(4, 3, 6, 6), torch.randn(4, 5)
+    result = modulation(features, condition)
+    for n in range(4):
+        for k in range(3):
+            u, v = modulation.scale.weight[k], modulation.shift.weight[k]
+            scale = math.log1p(math.exp(float(u @ condition[n] + modulation.scale.bias[k])))
+            assert torch.allclose(result[n, k], scale * features[n, k] + float(v @ condition[n]), atol=1e-5)
+
+
+def test_modulation_starts_as_the_identity():
+    features, condition = torch.randn(4, 3, 6, 6), torch.randn(4, 5)
+    assert torch.allclose(Modulation(5, 3)(features, condition), features, atol=1e-6)
+
+
+# ---- aligned skips ----
+
+def test_no_flow_leaves_features_where_they_are():
+    features = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(warp(features, torch.zeros(2, 2, 8, 8)), features, atol=1e-5)
+
+
+def test_an_aligner_starts_at_no_flow():
+    state, skip = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    aligned, flow = Aligner(4)(state, skip, None)
+    assert torch.equal(flow, torch.zeros(2, 2, 8, 8)) and torch.allclose(aligned, skip, atol=1e-5)
+
+
+@pytest.mark.parametrize("dx, dy", [(2, 0), (0, -3), (1, 2)])
+def test_a_flow_says_from_how_many_pixels_away_a_feature_is_fetched(dx, dy):
+    features = torch.randn(1, 1, 16, 16)
+    flow = torch.tensor([float(dx), float(dy)]).view(1, 2, 1, 1).expand(1, 2, 16, 16)
+    moved = warp(features, flow)
+    inner = slice(4, 12)
+    expected = features[..., 4 + dy:12 + dy, 4 + dx:12 + dx]
+    assert torch.allclose(moved[..., inner, inner], expected, atol=1e-4)
+
+
+def test_a_coarser_flow_is_twice_as_many_pixels_on_the_finer_map():
+    coarser = torch.full((1, 2, 4, 4), 1.5)
+    _, flow = Aligner(2)(torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8), coarser)
+    assert torch.allclose(flow, torch.full((1, 2, 8, 8), 3.0))
+
+
+# ---- latents ----
+
+def test_the_fixed_prior_is_the_standard_normal():
+    mu, logvar, _ = FixedPrior(3)(torch.randn(2, 4, 5))
+    assert torch.equal(mu, torch.zeros(2, 4, 3)) and torch.equal(logvar, mu)
+
+
+def test_a_latent_maps_kl_is_what_monte_carlo_says():
+    """KL(q || p) = E_q[log q - log p], both read off the module's own networks."""
+    torch.manual_seed(0)
+    level = LatentMap(4, 3, 2).double()
+    for network in (level.prior, level.posterior):
+        torch.nn.init.normal_(network.weight, std=0.15)
+    features, seen = torch.randn(1, 4, 4, 4).double(), torch.randn(1, 3, 4, 4).double()
+    q = level.posterior(torch.cat([features, seen], dim=1)).chunk(2, dim=1)
+    p = level.prior(features).chunk(2, dim=1)
+    posterior, prior = (Independent(Normal(mu, (0.5 * logvar).exp()), 3) for mu, logvar in (q, p))
+    _, kl = level(features, torch.zeros(1, 2, 4, 4).double(), seen)
+    z = posterior.sample((20_000,))
+    samples = posterior.log_prob(z) - prior.log_prob(z)
+    error = samples.std() / math.sqrt(len(samples))
+    assert abs(samples.mean() - kl.sum()) < 5 * error < 0.1 * kl.sum()
+
+
+def test_without_the_true_frame_a_latent_map_comes_from_its_prior():
+    torch.manual_seed(0)
+    level, features, noise = LatentMap(4, 3, 2), torch.randn(1, 4, 4, 4), torch.randn(1, 2, 4, 4)
+    result, kl = level(features, noise, None)
+    mu, logvar = level.prior(features).chunk(2, dim=1)
+    assert torch.allclose(result, features + level.inject(mu + (0.5 * logvar).exp() * noise))
+    assert torch.equal(kl, torch.zeros(1, 2))
+
+
+def test_the_kl_of_a_hierarchy_is_the_sum_over_its_levels():
+    config = preset("smoke", **ALL)
+    model = seeded_model(config)
+    frames, condition, noise = random_batch(config)
+    terms = model.elbo_terms(frames, condition, noise, [True] * (config.length - 1))
+    assert [tuple(level.shape) for level in terms.levels] == [(11, 3, config.z_dim)] + [(11, 3, config.z_channels)] * 2
+    assert terms.kl.item() == pytest.approx(sum(level.sum(-1).mean().item() for level in terms.levels), rel=1e-5)
+
+
+def test_a_learned_prior_is_what_the_kl_is_measured_against():
+    config = preset("smoke", learned_prior=True)
+    model = seeded_model(config)
+    frames, condition, noise = random_batch(config)
+    put_out = {}
+    for name in ("prior", "posterior"):
+        getattr(model, name).register_forward_hook(lambda _, given, output, name=name: put_out.update({name: output}))
+    terms = model.elbo_terms(frames, condition, noise, [True] * (config.length - 1))
+    (mu, logvar, _), (prior_mu, prior_logvar, _) = put_out["posterior"], put_out["prior"]
+    assert torch.allclose(terms.levels[0], gaussian_kl(mu, logvar, prior_mu, prior_logvar))
+    assert not torch.allclose(prior_mu, torch.zeros_like(prior_mu))
+
+
+# ---- all together ----
+
+@pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda s: "+".join(k for k, on in s.items() if on) or "plain")
+@pytest.mark.parametrize("width", [7, 0], ids=["told", "action-free"])
+def test_every_combination_trains_predicts_and_reloads(switches, width, tmp_path):
+    config = preset("smoke", **switches)
+    torch.manual_seed(0)
+    model = CVAE(config, width).train()
+    frames, condition, noise = random_batch(config, condition_width=width)
+    for forced in (True, False):
+        terms = model.elbo_terms(frames, condition, noise, [forced] * (config.length - 1))
+        (terms.mse + 1e-3 * terms.kl).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    checkpoint.save(tmp_path / "model.safetensors", model)
+    again, _ = checkpoint.load_model(tmp_path / "model.safetensors")
+    context = frames[:config.n_past]
+    prediction = again.predict(context, condition, noise)
+    assert prediction.shape == (config.n_future, 3, 3, 64, 64)
+    assert torch.equal(prediction, model.eval().predict(context, condition, noise))
+
+
+@pytest.mark.parametrize("skip", ["context", "latest", "early"])
+def test_with_all_of_them_predictions_still_do_not_depend_on_future_frames(skip, monkeypatch):
+    from lab5.evaluation import predict
+
+    config = preset("smoke", skip=skip, **ALL)
+    model = seeded_model(config)
+    frames, condition, noise = random_batch(config)
+    monkeypatch.setattr("lab5.evaluation.to_video", lambda video: video)
+    clean = predict(model, frames, condition, noise, "float32")
+    frames[config.n_past:] = float("nan")
+    assert torch.isfinite(clean).all() and torch.equal(clean, predict(model, frames, condition, noise, "float32"))
+
+
+@pytest.mark.parametrize("pattern", ["forced", "free", "mixed"])
+def test_with_all_of_them_the_parallel_pass_is_the_frame_by_frame_loop(pattern, monkeypatch):
+    from lab5 import model as model_module
+
+    config = preset("smoke", **ALL)
+    model = seeded_model(config).double()
+    frames, condition, noise = (tensor.double() for tensor in random_batch(config))
+    steps = config.length - 1
+    forced = {"forced": [True] * steps, "free": [False] * steps,
+              "mixed": [step % 3 != 0 for step in range(steps)]}[pattern]
+    with torch.no_grad():
+        terms = model.elbo_terms(frames, condition, noise, forced)
+        monkeypatch.setattr(model_module, "runs", lambda forced, n_past: [
+            (step, step + 1, step < n_past or is_forced) for step, is_forced in enumerate(forced)])
+        plain = model.elbo_terms(frames, condition, noise, forced)
+    assert terms.kl.item() == pytest.approx(plain.kl.item(), rel=1e-4)
+    assert torch.allclose(terms.predictions, plain.predictions, atol=1e-4)
+
+
+# ---- the calibrated reconstruction ----
+
+def test_the_calibrated_loss_is_the_bound_at_the_best_variance():
+    """D/2 log MSE + KL, over D, is the negative ELBO of a Gaussian decoder at its best variance, up to a constant."""
+    from lab5.model import ElboTerms
+    from lab5.training import objective
+
+    torch.manual_seed(0)
+    truth, predictions = torch.rand(11, 2, 3, 64, 64).double(), torch.rand(11, 2, 3, 64, 64).double()
+    kl = torch.tensor(37.0).double()
+    D = 3 * 64 * 64
+
+    def negative_bound(variance):                               # nats a frame
+        log_p = Normal(predictions, math.sqrt(variance)).log_prob(truth).sum() / 22
+        return float(kl - log_p)
+
+    mse = F.mse_loss(predictions, truth)
+    terms = ElboTerms(predictions, mse, kl, [])
+    loss = objective(preset("smoke", reconstruction="calibrated"), terms, kl_weight=1.0).item()
+    assert D * (loss + 0.5 * math.log(2 * math.pi) + 0.5) == pytest.approx(negative_bound(mse.item()), rel=1e-6)
+    assert all(negative_bound(mse.item()) < negative_bound(mse.item() * factor) for factor in (0.9, 1.1))
