@@ -53,7 +53,7 @@ def test_the_committed_outputs_are_of_a_clean_run(path):
             assert output.output_type != "error"
             assert not (output.output_type == "stream" and output.name == "stderr")
             assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
-    assert path.stat().st_size < 3_000_000
+    assert path.stat().st_size < 5_000_000
 
 
 @names
