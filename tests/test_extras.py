@@ -27,7 +27,7 @@ def test_modulation_is_the_papers_formula_channel_by_channel():
     torch.manual_seed(0)
     modulation = Modulation(5, 3)
     for parameter in modulation.parameters():
-        torch.nn.init.normal_(parameter)
+        torch.nn.init.normal_(parameter).requires_grad_(False)
     features, condition = torch.randn(4, 3, 6, 6), torch.randn(4, 5)
     result = modulation(features, condition)
     for n in range(4):
