@@ -61,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "score a run's best weights on the test split")
     run_options(sub)
 
+    sub = command("sweep", _sweep, "compare settings, one change at a time, under equal budgets")
+    run_options(sub)
+    sub.add_argument("--choices", choices=("core", "extras", "full"), default="core",
+                     help="core: KL schedule, teacher forcing and extras; full: every choice (default: core)")
+    sub.add_argument("--seeds", type=int, default=1, help="runs of each option (default: 1)")
+    sub.add_argument("--share", type=float, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
+
     sub = command("report", _report, "run every notebook, export every figure, print the grade")
     run_options(sub)
     sub.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
@@ -126,6 +133,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     from lab5.workbook import open_book
 
     print(summary(open_book(options.preset, options.run, options.data)))
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from lab5 import sweep
+    from lab5.workbook import open_book
+
+    book = open_book(options.preset, options.run, options.data)
+    results = sweep.sweep(book, sweep.SWEEPS[options.choices], options.share, options.seeds)
+    sweep.write_csv(results, book.run / "sweep.csv")
+    print(f"{sweep.as_table(results)}\n\n{book.run / 'sweep.csv'}")
 
 
 def _report(options: argparse.Namespace) -> None:

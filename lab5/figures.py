@@ -202,34 +202,38 @@ def schedules(curves: dict[str, np.ndarray], *, ylabel: str = "weight") -> Figur
 
 
 @styled
-def effects(rows: list[dict], *, reference: float | None, xlabel: str = "PSNR [dB]") -> Figure:
-    """A forest plot: for every setting its mean and interval, under the heading of its group.
+def effects(rows: list[dict], *, xlabel: str = "gain over the reference [dB]") -> Figure:
+    """A forest plot: what every setting gains over the reference, with its interval, under the heading of its group.
+
+    A full dot is a gain or a loss that its interval keeps apart from zero, a hollow one may be chance.
 
     Args:
-        rows: records with "group", "setting", "mean", "low" and "high".
-        reference: value of the run that the settings are compared with, a vertical line.
+        rows: records with "group", "setting", "gain" and "half", the half-width of the gain's interval (NaN: unknown);
+            a gain of None is the reference itself.
     """
     groups = list(dict.fromkeys(row["group"] for row in rows))
     left = max(_text_width([row["setting"] for row in rows], 7.5) + 0.25, _text_width(groups, 8.5)) + 0.1
-    right, height = 1.3, 0.19 * (len(rows) + len(groups))
-    figure = Figure(figsize=(WIDTH, height + 0.65))
+    right, height = 1.0, 0.17 * (len(rows) + len(groups))
+    figure = Figure(figsize=(WIDTH, height + 0.5))
     axes = _axes(figure, left, 0.4, WIDTH - left - right, height)
     beside = blended_transform_factory(axes.transAxes, axes.transData)
+    axes.axvline(0, color=INK, lw=0.8, ls=(0, (4, 2)), zorder=1)
     y = 0
     for group, colour in zip(groups, cycle(CYCLE), strict=False):
         axes.text(-(left - 0.05) / (WIDTH - left - right), y, group, transform=beside, va="center", weight="bold")
         for row in (row for row in rows if row["group"] == group):
             y += 1
-            mean, low, high = row["mean"], row["low"], row["high"]
-            axes.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, elinewidth=1.1)
+            gain, half = row["gain"], row["half"]
             axes.text(-0.02, y, row["setting"], transform=beside, ha="right", va="center")
-            interval = f"  [{low:.2f}, {high:.2f}]" if high > low else ""
-            axes.text(1.02, y, f"{mean:.2f}{interval}", transform=beside, va="center", color=GREY)
+            if gain is None:
+                axes.plot(0, y, marker="|", color=INK, ms=7)
+                axes.text(1.02, y, "reference", transform=beside, va="center", color=GREY)
+                continue
+            apart = abs(gain) > half                            # of an unknown interval, nothing is
+            axes.errorbar(gain, y, xerr=half, fmt="o", color=colour, elinewidth=1.1, mfc=colour if apart else "white")
+            axes.text(1.02, y, f"{gain:+.2f}" + ("" if np.isnan(half) else f" ± {half:.2f}"), transform=beside,
+                      va="center", color=INK if apart else GREY)
         y += 1
-    if reference is not None:
-        axes.axvline(reference, color=INK, lw=0.8, ls=(0, (4, 2)), zorder=1)
-        axes.text(reference, 1.01, f"reference {reference:.2f}", va="bottom", ha="center", size=7,
-                  transform=blended_transform_factory(axes.transData, axes.transAxes))
     axes.set(ylim=(y - 0.4, -0.6), yticks=[], xlabel=xlabel)
     axes.spines.left.set_visible(False)
     return figure

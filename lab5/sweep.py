@@ -7,26 +7,32 @@ that two groups share is trained once, and a sweep that was cut off goes on wher
 
 from __future__ import annotations
 
+import csv
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import groupby
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import stats
 from tqdm.auto import tqdm
 
+from lab5 import checkpoint
 from lab5.config import Config
-from lab5.workbook import Workbook, cores
+from lab5.workbook import PROJECT, Workbook, cores, machine, table
 
 Options = dict[str, dict]                       # what a reader sees -> the settings that it changes
 
+EXTRAS = ("learned_prior", "conditional_convolution", "hierarchical", "aligned")
+ALL_FOUR = dict.fromkeys(EXTRAS, True)
 CORE: dict[str, Options] = {
     "KL schedule": {"none": {"kl_schedule": "zero"}, "monotonic": {"kl_schedule": "monotonic"},
                     "cyclical": {"kl_schedule": "cyclical"}},
     "Teacher forcing": {"always": {"tf_start": 1.0, "tf_min": 1.0}, "never": {"tf_start": 0.0, "tf_min": 0.0}},
+    "Extras": {"none": {}, "all four": ALL_FOUR},
 }
-EXTRAS = ("learned_prior", "conditional_convolution", "hierarchical", "aligned")
 FULL: dict[str, Options] = {
     "KL schedule": CORE["KL schedule"],
     "Teacher forcing": {**CORE["Teacher forcing"], "decayed": {"tf_start": 1.0, "tf_min": 0.0}},
@@ -38,27 +44,25 @@ FULL: dict[str, Options] = {
     "Reconstruction": {"MSE, β = 0.0001": {"beta": 1e-4}, "MSE, β = 1": {"beta": 1.0},
                        "calibrated": {"reconstruction": "calibrated"}},
     "Extras": {"none": {}, **{name.replace("_", " "): {name: True} for name in EXTRAS},
-               "all four": dict.fromkeys(EXTRAS, True)},
+               "all four": ALL_FOUR},
 }
-SWEEPS = {"core": CORE, "full": FULL}
+SWEEPS = {"core": CORE, "extras": {"Extras": FULL["Extras"]}, "full": FULL}
 PROTOCOLS = ("sampled", "mean")
+RECORDED = PROJECT / "figures"              # sweep_full.csv and sweep_extras.csv: what `lab5 sweep` found
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one option scored: (seeds, sequences) average PSNR in dB of each test sequence, prior sample and mean."""
+    """What one option scored under every seed; "sampled" and "mean" are the average PSNR in dB of test sequences."""
 
     group: str
     option: str
-    run: Workbook                               # of the first seed
-    sampled: np.ndarray
-    mean: np.ndarray
-    kl: list[float]                             # nats a frame in the last epoch, a seed each
     is_reference: bool
-
-    def interval(self) -> tuple[float, float]:
-        """Mean of the graded PSNR and the half-width of its 95% interval over test sequences."""
-        return _mean_and_half(self.sampled.mean(axis=0))
+    sampled: np.ndarray                         # (seeds, sequences), z from the prior: what is graded
+    mean: np.ndarray                            # (seeds, sequences), the prior's mean
+    kl: np.ndarray                              # (seeds,), nats a frame in the last epoch
+    seconds: np.ndarray                         # (seeds,), of training
+    runs: tuple[Workbook, ...] = ()             # a seed each; none where the result was read from a file
 
     def difference(self, reference: Result) -> tuple[float, float]:
         """Gain over the reference in dB and the half-width of its 95% interval.
@@ -67,14 +71,19 @@ class Result:
         so that it holds the chance of training; with fewer it is over sequences and holds that of the test set.
         """
         gain = self.sampled - reference.sampled
-        return _mean_and_half(gain.mean(axis=1) if len(gain) >= 3 else gain.mean(axis=0))
+        values = gain.mean(axis=1) if len(gain) >= 3 else gain.mean(axis=0)
+        if len(values) < 2:
+            return float(values.mean()), float("nan")
+        return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
-
-def _mean_and_half(values: np.ndarray) -> tuple[float, float]:
-    """Mean of independent values and the half-width of Student's 95% interval; NaN for a single value."""
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    def verdict(self, reference: Result) -> str:
+        """The difference in words: the gain, its interval, and whether chance can explain it."""
+        gain, half = self.difference(reference)
+        if abs(gain) < 0.005:
+            return "no difference"
+        if np.isnan(half):
+            return f"{gain:+.2f} dB"
+        return f"{gain:+.2f} ± {half:.2f} dB" + ("" if abs(gain) > half else ", within the noise")
 
 
 def budget(config: Config, share: float = 0.1) -> dict[str, int]:
@@ -122,4 +131,68 @@ def _run(variant: Workbook) -> None:
 def _result(group: str, option: str, variants: list[Workbook], is_reference: bool) -> Result:
     scores = [variant.evaluation(protocols=PROTOCOLS) for variant in variants]
     sampled, mean = (np.stack([score.psnr[protocol].mean(axis=1) for score in scores]) for protocol in PROTOCOLS)
-    return Result(group, option, variants[0], sampled, mean, [v.history()[-1]["kl"] for v in variants], is_reference)
+    histories = [variant.history() for variant in variants]
+    return Result(group, option, is_reference, sampled, mean, np.array([history[-1]["kl"] for history in histories]),
+                  np.array([sum(record["seconds"] for record in history) for history in histories]), tuple(variants))
+
+
+def find_reference(results: list[Result]) -> Result:
+    """The reference run. Raises ValueError where no option is it: the run at hand has settings that none has."""
+    for result in results:
+        if result.is_reference:
+            return result
+    raise ValueError("none of the compared options is the reference run")
+
+
+def as_table(results: list[Result]) -> str:
+    """Every option, its scores and its gain over the reference, as a Markdown table."""
+    reference = find_reference(results)
+    return table("choice", "option", "prior sample [dB]", "prior mean [dB]", "gain over the reference",
+                 "KL at the end [nats/frame]", "training [s]", rows=[
+                     (r.group, r.option, f"{r.sampled.mean():.2f}", f"{r.mean.mean():.2f}",
+                      "reference" if r.is_reference else r.verdict(reference), f"{r.kl.mean():.2g}",
+                      f"{r.seconds.mean():.0f}") for r in results])
+
+
+# ---- results that outlive their run folders ----
+
+COLUMNS = ("choice", "option", "reference", "seed", "configuration", "sequences", "psnr_sampled", "psnr_mean", "kl",
+           "seconds", "data", "machine")
+
+
+def write_csv(results: list[Result], path: Path) -> None:
+    """A line for every option and seed: scores over the whole test set, budget, configuration, data and machine."""
+    def write(part: Path) -> None:
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            lines = csv.writer(file, lineterminator="\n")
+            lines.writerow(COLUMNS)
+            for r in results:
+                for index, run in enumerate(r.runs):
+                    config = run.config
+                    lines.writerow([
+                        r.group, r.option, int(r.is_reference), config.seed, config.hash,
+                        config.steps * config.batch_size, f"{r.sampled[index].mean():.4f}",
+                        f"{r.mean[index].mean():.4f}", f"{r.kl[index]:.6g}", f"{r.seconds[index]:.0f}",
+                        run.pack("test").fingerprint, machine()])
+
+    checkpoint.write_atomically(path, write)
+
+
+def read_csv(path: Path) -> tuple[list[Result], dict[str, str]]:
+    """What `write_csv` wrote: the results, of one average per seed, and the facts that all lines share.
+
+    Raises ValueError naming a file that is something else or damaged.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+        results = []
+        for (group, option), found in groupby(lines, key=lambda line: (line["choice"], line["option"])):
+            of_option = list(found)
+            sampled, mean, kl, seconds = (np.array([float(line[name]) for line in of_option])
+                                          for name in ("psnr_sampled", "psnr_mean", "kl", "seconds"))
+            results.append(Result(group, option, of_option[0]["reference"] == "1", sampled[:, None], mean[:, None], kl,
+                                  seconds))
+        return results, {name: lines[0][name] for name in ("sequences", "data", "machine")}
+    except (KeyError, TypeError, ValueError, IndexError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table that `lab5 sweep` wrote ({error}); write it again") from error

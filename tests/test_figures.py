@@ -30,8 +30,9 @@ def record(epoch, psnr=None, **values):
 HISTORY = [record(epoch, 17.0 + epoch if epoch % 2 == 0 else None) for epoch in range(1, 9)]
 CURVES = {"sampled": RNG.normal(22, 1, (20, 10)), "hold": RNG.normal(18, 1, (20, 10))}
 SCORES = {name: values.mean(axis=1) for name, values in CURVES.items()}
-EFFECTS = [{"group": group, "setting": setting, "mean": mean, "low": mean - 0.3, "high": mean + 0.2}
-           for group, setting, mean in (("KL", "monotonic", 21.2), ("KL", "cyclical", 20.8), ("rate", "1e-3", 21.0))]
+EFFECTS = [{"group": group, "setting": setting, "gain": gain, "half": half} for group, setting, gain, half in (
+    ("KL", "monotonic", None, 0.0), ("KL", "cyclical", -0.8, 0.3), ("rate", "1e-3", 0.2, 0.25),
+    ("rate", "1e-2", 0.1, np.nan))]
 CONDITION = RNG.normal(0, 0.1, (T, 7))
 
 FIGURES = {
@@ -45,7 +46,7 @@ FIGURES = {
     "psnr_distribution": lambda: figures.psnr_distribution(SCORES),
     "schedules": lambda: figures.schedules({"up": np.linspace(0, 1, 9), "flat": np.ones(9), "off": np.zeros(9)}),
     "uncertainty": lambda: figures.uncertainty(np.stack([video(), video()]), video(), n_past=N_PAST),
-    "effects": lambda: figures.effects(EFFECTS, reference=21.2),
+    "effects": lambda: figures.effects(EFFECTS),
     "conditions": lambda: figures.conditions(CONDITION, video()),
     "frame_grid": lambda: figures.frame_grid(video(10), [f"frame {n}" for n in range(10)]),
     "autoencoders": diagrams.autoencoders,
@@ -188,20 +189,16 @@ def test_schedules_run_from_the_start_to_the_end():
     assert axes[0].lines[0].get_xdata().tolist() == axes[0].lines[0].get_ydata().tolist() == [0, 0.25, 0.5, 0.75, 1]
 
 
-def test_effects_group_their_settings_and_draw_the_intervals():
-    figure = figures.effects(EFFECTS, reference=21.2)
+def test_effects_group_their_settings_and_tell_gains_from_chance():
+    figure = figures.effects(EFFECTS)
     axes, = figure.axes
-    assert [float(bar.lines[0].get_xdata()[0]) for bar in axes.containers] == [21.2, 20.8, 21.0]
-    spans = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers]
-    np.testing.assert_allclose(spans, [(row["low"], row["high"]) for row in EFFECTS])
-    assert {"KL", "rate", "monotonic", "cyclical", "1e-3", "21.20  [20.90, 21.40]", "reference 21.20"} <= words(figure)
-    heights = [float(bar.lines[0].get_ydata()[0]) for bar in axes.containers]
-    assert heights == [1, 2, 4]                                 # the fourth line is below the second heading
-
-
-def test_a_setting_with_one_value_has_no_interval():
-    row = {"group": "g", "setting": "s", "mean": 20.0, "low": float("nan"), "high": float("nan")}
-    assert "20.00" in words(figures.effects([row], reference=None))
+    dots = [bar.lines[0] for bar in axes.containers]
+    assert [float(dot.get_xdata()[0]) for dot in dots] == [-0.8, 0.2, 0.1]
+    assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, True, True]
+    spans = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers[:2]]
+    np.testing.assert_allclose(spans, [(-1.1, -0.5), (-0.05, 0.45)])
+    assert {"KL", "rate", "cyclical", "1e-3", "reference", "-0.80 ± 0.30", "+0.10"} <= words(figure)
+    assert [float(dot.get_ydata()[0]) for dot in dots] == [2, 4, 5]     # the fourth line is below the second heading
 
 
 # ---- frames ----
