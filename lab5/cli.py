@@ -68,9 +68,27 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, default=1, help="runs of each option (default: 1)")
     sub.add_argument("--share", type=float, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
 
-    sub = command("report", _report, "run every notebook, export every figure, print the grade")
+    def student_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--id", default="", help="student id, for the title page and the zip's name")
+        sub.add_argument("--name", default="", help="student's name")
+        sub.add_argument("--details", type=Path, metavar="YAML",
+                         help="file with student_id, name, language (en, zh), discussion (default: report.yaml in the project)")
+
+    sub = command("report", _report, "run every notebook, export every figure, make the PDF, print the grade")
     run_options(sub)
+    student_options(sub)
     sub.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
+
+    sub = command("rubric", _rubric, "make the PDF of a run that is there, and say what a grader would miss")
+    run_options(sub)
+    student_options(sub)
+
+    sub = command("submit", _submit, "pack what is handed in: report, source, notebooks, figures")
+    run_options(sub)
+    student_options(sub)
+    sub.add_argument("--to", type=Path, default=Path(), help="folder for the zip (default: this one)")
+    sub.add_argument("--weights", action="store_true", help="put the weights in as well")
+    sub.add_argument("--verify", action="store_true", help="unpack the zip and run its workbook with the smoke preset")
     return parser
 
 
@@ -146,9 +164,45 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from lab5.report import run_report, summary
+    from lab5.report import build_pdf, find_details, run_report, summary
 
-    print(summary(run_report(options.preset, options.run, options.data, options.only)))
+    details = find_details(options.details, student_id=options.id, name=options.name)
+    book = run_report(options.preset, options.run, options.data, options.only)
+    if not options.only:
+        _print_rubric(*build_pdf(book, details))
+    print(summary(book))
+
+
+def _rubric(options: argparse.Namespace) -> int:
+    from lab5.report import build_pdf, find_details
+    from lab5.workbook import open_book
+
+    details = find_details(options.details, student_id=options.id, name=options.name)
+    return _print_rubric(*build_pdf(open_book(options.preset, options.run, options.data), details))
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from lab5.report import build_pdf, find_details
+    from lab5.submit import submit, verify
+    from lab5.workbook import open_book
+
+    details = find_details(options.details, student_id=options.id, name=options.name)
+    book = open_book(options.preset, options.run, options.data)
+    status = _print_rubric(*build_pdf(book, details))
+    path = submit(book, details, options.to, options.weights)
+    print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB), read back" + (
+        "" if status == 0 else "; the list above says what a grader would miss"))
+    if options.verify:
+        verify(path)
+        print("unpacked elsewhere, all of its notebooks run")
+    return status
+
+
+def _print_rubric(items: list, pages: dict[str, int]) -> int:
+    from lab5.rubric import as_text
+
+    print(as_text(items, pages))
+    return 0 if all(item.ok for item in items) else 1
 
 
 if __name__ == "__main__":

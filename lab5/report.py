@@ -1,16 +1,21 @@
-"""The whole workbook as one batch job: every notebook through papermill, into a run folder."""
+"""The whole workbook as one batch job: every notebook through papermill into a run folder, and the PDF of them."""
 
 from __future__ import annotations
 
+import json
 import threading
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import papermill
 from tqdm.auto import tqdm
 
+from lab5 import checkpoint, pdf, rubric
+from lab5.document import Chapter, Details, Incomplete, read_chapters, section_label
 from lab5.training import read_history
-from lab5.workbook import PROJECT, Workbook, open_book
+from lab5.workbook import PROJECT, Workbook, open_book, table
 
 NOTEBOOKS = PROJECT / "notebooks"
 
@@ -58,6 +63,9 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
         for notebook in bar:
             with _watch(book.run, bar, notebook.stem):
                 _execute(notebook, book.run / "notebooks" / notebook.name, parameters)
+    provenance = {**book.facts(), "date": date.today().isoformat()}
+    checkpoint.write_atomically(book.run / "provenance.json",
+                                lambda path: path.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8"))
     return book
 
 
@@ -100,6 +108,58 @@ class _watch:
         return {path: len(read_history(path.parent)) for path in self.run.rglob("history.jsonl")}
 
 
+def find_details(path: Path | None, **given: str) -> Details:
+    """The student's details: those of a ``report.yaml`` (the project's own, if there is one), those given changed.
+
+    Raises ValueError on a file that is missing or not understood, and MissingFont where they could not be printed.
+    """
+    path = path or (PROJECT / "report.yaml" if (PROJECT / "report.yaml").exists() else None)
+    details = Details.load(path) if path else Details()
+    details = replace(details, **{name: value for name, value in given.items() if value})
+    pdf.find_fonts(details)
+    return details
+
+
+def build_pdf(book: Workbook, details: Details) -> tuple[list[rubric.Item], dict[str, int]]:
+    """Write ``RUN/report.pdf`` from the executed notebooks; returns the rubric's items and every label's page.
+
+    Raises Incomplete naming what the run folder lacks.
+    """
+    chapters = read_chapters([book.run / "notebooks" / path.name for path in find_notebooks()])
+    facts = _provenance(book)
+    items = rubric.check(book, chapters, details)
+    scores = book.evaluation()
+    headline = (f"{scores.average('sampled')[0]:.2f} ± {scores.average('sampled')[1]:.2f} dB average PSNR over "
+                f"{len(scores.names)} test sequences of {book.data_name}. Run {facts['run']}, configuration "
+                f"{facts['configuration']}, seed {facts['seed']}. The picture: frames of a test sequence and their prediction.")
+    places = pdf.build(book.run, chapters, details, {"headline": headline, "date": facts["date"]},
+                       _appendices(facts, items, chapters))
+    pdf.write_index(book.run, chapters)
+    return items, dict(places)
+
+
+def _provenance(book: Workbook) -> dict[str, str]:
+    path = book.run / "provenance.json"
+    if not path.exists():
+        raise Incomplete(f"{path} is missing; `lab5 report` writes it when it has executed the notebooks")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _appendices(facts: dict[str, str], items: list[rubric.Item], chapters: list[Chapter]) -> str:
+    labels = {f"figure-{name}" for chapter in chapters for name in chapter.figures}
+    labels |= {chapter.label for chapter in chapters}
+    labels |= {section_label(number) for chapter in chapters for number in chapter.sections}
+    rows = [(name, f"`{value}`" if value else "unknown") for name, value in {**facts, "report": pdf.versions()}.items()]
+    return "\n\n".join([
+        "```{=typst}\n#counter(heading).update(0)\n#set heading(numbering: \"A.1\")\n```",
+        "# Where the results come from {#provenance}",
+        "Every figure and every number of this report was computed by the code that is handed in with it. What is "
+        "recorded from an earlier run says so where it stands, with its machine; all else comes from one run:",
+        table("fact", "value", rows=rows),
+        "# The assignment, point by point {#rubric}",
+        rubric.as_markdown(items, labels)])
+
+
 def summary(book: Workbook) -> str:
     """The closing table: what was scored, the grade, and where everything lies."""
     scores = book.evaluation()
@@ -113,9 +173,10 @@ def summary(book: Workbook) -> str:
         f"above holding the last frame   {sampled - hold:+.2f} dB",
         f"grade of the demo's prediction part   {scores.grade:.0%}",
         "",
+        f"report     {book.run / 'report.pdf'}",
         f"run        {book.run}",
         f"notebooks  {book.run / 'notebooks'}",
-        f"figures    {book.run / 'figures'} ({len(figures)} files)",
+        f"figures    {book.run / 'figures' / 'index.html'} ({len(figures)} files)",
         f"weights    {book.run / 'best.safetensors'}",
         f"scores     {book.run / 'evaluation' / 'test'}",
     ])

@@ -173,7 +173,7 @@ def write_csv(results: list[Result], path: Path) -> None:
                         r.group, r.option, int(r.is_reference), config.seed, config.hash,
                         config.steps * config.batch_size, f"{r.sampled[index].mean():.4f}",
                         f"{r.mean[index].mean():.4f}", f"{r.kl[index]:.6g}", f"{r.seconds[index]:.0f}",
-                        run.pack("test").fingerprint, machine()])
+                        run.pack("test").fingerprint, f"{machine()}, {run.facts()['precision']}"])
 
     checkpoint.write_atomically(path, write)
 

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -191,14 +192,16 @@ class Workbook:
         """Export a figure as PDF and PNG under its name, and show it with its caption."""
         _, png = figures.save(figure, self.run / "figures", name)
         width = round(96 * figure.get_figwidth() * 1.15)
-        display(Image(data=png.read_bytes(), width=width, alt=caption), Markdown(f"*{caption}*"))
+        display(Image(data=png.read_bytes(), width=width, alt=caption), metadata={"lab5": {"figure": name}})
+        display(Markdown(f"*{caption}*"))
 
     def show_gif(self, videos: dict[str, np.ndarray], name: str, caption: str) -> None:
         """Export videos side by side as a GIF under a name, and show it with its caption."""
         path = figures.gif(self.run / "figures" / f"{name}.gif", videos, n_past=self.config.n_past, scale=GIF_SCALE)
         encoded = base64.b64encode(path.read_bytes()).decode()
         display({"text/html": f'<img src="data:image/gif;base64,{encoded}" alt="{html.escape(caption)}">',
-                 "text/plain": f"(Here {path.name} plays.)"}, raw=True)    # nbconvert and GitHub know no image/gif
+                 "text/plain": f"(Here {path.name} plays.)"}, raw=True,    # nbconvert and GitHub know no image/gif
+                metadata={"lab5": {"figure": path.name}})
         display(Markdown(f"*{caption}*"))
 
     def live(self, draw: Callable[[list[Record]], Figure]) -> Callable[[list[Record]], None]:
@@ -218,13 +221,22 @@ class Workbook:
 
     def provenance(self) -> str:
         """Run, configuration, seed, data, machine and versions in one line, to stand under a result."""
-        device = choose_device()
-        pack = self.pack("test")
+        facts = self.facts()
+        return (f"Run `{self.run.name}`, configuration `{facts['configuration']}` (preset {facts['preset']}), "
+                f"seed {facts['seed']}; {facts['data']}, test split `{facts['test split']}` of "
+                f"{facts['test sequences']} sequences; {facts['machine']}, {facts['precision']}; "
+                f"torch {facts['torch']}, lab5 {facts['lab5']}, Python {facts['Python']}.")
+
+    def facts(self) -> dict[str, str]:
+        """What a result rests on: the run, its configuration and data, the machine, and the versions at work."""
+        pack, device = self.pack("test"), choose_device()
         source = "simulated robot" if pack.simulated else f"data set in {self.data.name}"
-        return (f"Run `{self.run.name}`, configuration `{self.config.hash}` (preset {self.config.preset}), "
-                f"seed {self.config.seed}; {source}, test split `{pack.fingerprint}` of {len(pack)} sequences; "
-                f"{machine()}, {choose_precision(self.config.precision, device)}; "
-                f"torch {version('torch')}, lab5 {version('lab5')}, Python {platform.python_version()}.")
+        return {"run": self.run.name, "configuration": self.config.hash, "preset": self.config.preset,
+                "seed": str(self.config.seed), "data": source, "test split": pack.fingerprint,
+                "test sequences": str(len(pack)), "machine": machine(),
+                "precision": choose_precision(self.config.precision, device), "commit": commit(),
+                **{name: version(name) for name in ("torch", "torchvision", "numpy", "matplotlib", "lab5")},
+                "Python": platform.python_version()}
 
 
 def source(*objects: object) -> None:
@@ -255,6 +267,16 @@ def check_environment() -> None:
                  + ("" if free > 2 else ": a run and its data need 2; make room"))
     lines.append(f"[OK]   {machine()}; computing in {choose_precision('auto', choose_device())}")
     print("\n".join(lines))
+
+
+def commit() -> str:
+    """The commit of the source at work, marked where files were changed since; empty outside of a repository."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True).stdout.strip()
+
+    if not (PROJECT / ".git").exists() or not shutil.which("git"):
+        return ""
+    return git("rev-parse", "--short=12", "HEAD") + (" with changes" if git("status", "--porcelain", "lab5") else "")
 
 
 def machine() -> str:

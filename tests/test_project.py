@@ -29,7 +29,10 @@ training
 figures
 diagrams widgets
 workbook
+document
+pdf rubric
 sweep report
+submit
 cli
 """
 
@@ -69,7 +72,7 @@ def test_every_package_that_is_imported_is_asked_for():
     provided_by, asked_for = packages_distributions(), {name(requirement) for requirement in dependencies()}
     missing = {(path.name, module) for path in MODULES for module in {i.split(".")[0] for i in imports(path)}
                if module not in sys.stdlib_module_names and module not in ("lab5", "__future__")
-               and not asked_for & {distribution.lower() for distribution in provided_by[module]}}
+               and not asked_for & {distribution.lower().replace("_", "-") for distribution in provided_by[module]}}
     assert not missing
 
 
