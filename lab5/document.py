@@ -8,7 +8,7 @@ Markdown and computed outputs are in; code and what it prints are not. Cell tags
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -71,8 +71,9 @@ class Chapter:
     @property
     def words(self) -> int:
         """Words of prose, tables and formulas left out."""
-        prose = re.sub(r"\$\$.*?\$\$|^\|.*$|```.*?```", "", self.text, flags=re.DOTALL | re.MULTILINE)
-        return len(re.findall(r"[^\W\d_]{2,}|[\u4e00-\u9fff]", prose))
+        prose = re.sub(r"\$\$.*?\$\$|```.*?```", "", self.text, flags=re.DOTALL)
+        prose = re.sub(r"^\|.*$", "", prose, flags=re.MULTILINE)
+        return len(re.findall(r"[\u4e00-\u9fff]|[^\W\d_\u4e00-\u9fff]{2,}", prose))
 
     @property
     def formulas(self) -> int:
@@ -105,14 +106,20 @@ def _chapter(path: Path) -> Chapter:
         raise Incomplete(f"{path} was not executed to its end; `lab5 report` does it")
     title = next((match[3] for cell in notebook.cells if (match := HEADING.match(cell.source))), path.stem)
     chapter = Chapter(path.name[:2], title)
-    blocks = [block for cell in _kept(notebook.cells) for block in _blocks(cell, chapter)]
+    blocks = _refer([block for cell in _kept(notebook.cells) for block in _blocks(cell, chapter)])
     chapter.text = "\n\n".join(blocks)
     parts = REFERENCES.split(chapter.text, maxsplit=1)
     if len(parts) == 2:
         chapter.text = parts[0]
         chapter.references = [line[2:].strip() for line in parts[1].splitlines() if line.startswith("- ")]
-    chapter.text = HEADING.sub(lambda match: _heading(match, chapter), chapter.text)
+    chapter.text = _outside(chapter.text, lambda part: HEADING.sub(lambda match: _heading(match, chapter), part))
     return chapter
+
+
+def _outside(text: str, change: Callable[[str], str]) -> str:
+    """Change a text everywhere but in listings and displayed formulas."""
+    parts = re.split(r"(```.*?```|\$\$.*?\$\$)", text, flags=re.DOTALL)
+    return "".join(part if part.startswith(("```", "$$")) else change(part) for part in parts)
 
 
 def _kept(cells: list) -> Iterator:
@@ -166,6 +173,23 @@ def _figure(name: str, caption: str, chapter: Chapter) -> str:
     return f"![{caption}](/figures/{name}.pdf){{#figure-{name}}}"
 
 
+def _refer(blocks: list[str]) -> list[str]:
+    """Name every figure at the end of the paragraph before it, since on paper it may stand on another page."""
+    referred: list[str] = []
+    paragraph = None                            # index of the newest block that ends in prose
+    for block in blocks:
+        label = re.search(r"\{#(figure-\S+)\}$", block)
+        if label and paragraph is not None:
+            body, end = re.fullmatch(r"(.*?)([.:]?)", referred[paragraph].rstrip(), re.DOTALL).groups()
+            referred[paragraph] = f"{body} (`#ref(<{label[1]}>)`{{=typst}}){end}"
+        elif not label:
+            last = block.rstrip().rsplit("\n\n", 1)[-1]
+            prose = not last.startswith(("#", "|", "```", "- ", "$$", "1. ")) and not last.endswith("$$")
+            paragraph = len(referred) if prose else None
+        referred.append(block)
+    return referred
+
+
 def _heading(match: re.Match, chapter: Chapter) -> str:
     level, number, title = match.groups()
     if len(level) == 1:
@@ -189,15 +213,14 @@ def _link(text: str, chapters: dict[str, Chapter], sections: set[str]) -> str:
         return re.sub(r"\b\d\d\b", lambda match: reference(chapters[match[0]].label) if match[0] in chapters
                       else match[0], words)
 
-    def outside_code(part: str) -> str:
+    def link(part: str) -> str:
         part = re.sub(r"\b([Nn])otebook(s?) (\d\d\b(?:(?:, | and | to )\d\d\b)*)",
                       lambda match: f"{'C' if match[1] == 'N' else 'c'}hapter{match[2]} {chapter_numbers(match[3])}", part)
         part = re.sub(r"\((\d\.\d+)\)", lambda match: f"(section {match[1]})" if match[1] in sections else match[0], part)
         return re.sub(r"\b([Ss]ections?) (\d\.\d+\b(?:(?:, | and )\d\.\d+\b)*)",
                       lambda match: f"{match[1]} {numbers(match[2])}", part)
 
-    parts = re.split(r"(```.*?```|\$\$.*?\$\$)", text, flags=re.DOTALL)
-    return "".join(part if part.startswith(("```", "$$")) else outside_code(part) for part in parts)
+    return _outside(text, link)
 
 
 def merged_references(chapters: list[Chapter]) -> list[str]:

@@ -44,7 +44,7 @@ def chapters(tmp_path):
         markdown("## 1.2 Kept\n\nNotebooks 01 and 02 agree (1.2): 1.2 dB, $$x_{1.2}$$"),
         code("book.say(1)", text("A computed sentence."), printed("hidden print")),
         code("workbook.source(f)", text("```python\ndef hidden(): ...\n```")),
-        code("workbook.source(g)", text("```python\ndef shown(): ...\n```"), tags=["report-code"]),
+        code("workbook.source(g)", text("```python\n# a comment\ndef shown(): ...\n```"), tags=["report-code"]),
         code("assert 1", printed("ok: True\n"), tags=["report-output", "proof"]),
         code("book.show()", picture("01_plot"), text("*A plot of $x$ [dB].*"), tags=["report-code"]),
         code("book.show_gif()", picture("01_moving.gif"), text("*It moves.*")),
@@ -57,7 +57,7 @@ def chapters(tmp_path):
 
 def test_what_is_kept_and_what_is_left_out(chapters):
     kept = chapters[0].text
-    for phrase in ("A computed sentence.", "def shown()", "ok: True", "book.show()"):
+    for phrase in ("A computed sentence.", "# a comment\ndef shown()", "ok: True", "book.show()"):
         assert phrase in kept
     for phrase in ("Press a key", "Still commands", "hidden", "secret", "References", "book.say"):
         assert phrase not in kept
@@ -78,6 +78,22 @@ def test_figures_have_captions_and_moving_ones_a_line(chapters):
     assert chapters[0].figures == {"01_plot": "A plot of $x$ [dB]."}
     assert chapters[0].gifs == {"01_moving.gif": "It moves."}
     assert "![A plot of $x$ [dB].](/figures/01_plot.pdf){#figure-01_plot}" in chapters[0].text
+
+
+def test_a_figure_is_named_in_the_prose_before_it(tmp_path):
+    path = write(tmp_path, "01_first", markdown("# 1. First\n\nTwo pictures of it:"),
+                 code("", picture("01_a"), text("*A.*")), code("", picture("01_b"), text("*B.*")),
+                 markdown("| a | b |\n|:--|:--|\n| 1 | 2 |"), code("", picture("01_c"), text("*C.*")))
+    chapter, = read_chapters([path])
+    assert "Two pictures of it (`#ref(<figure-01_a>)`{=typst}) (`#ref(<figure-01_b>)`{=typst}):" in chapter.text
+    assert "#ref(<figure-01_c>)" not in chapter.text            # a table stands before it, not prose
+
+
+def test_words_are_those_of_prose(tmp_path):
+    path = write(tmp_path, "01_first", markdown("# 1. First\n\nOne two three.\n\n| four | five |\n|:--|:--|\n| 6 | seven |"),
+                 markdown("$$\\mathrm{eight}$$\n\nNine 十一, ten."))
+    chapter, = read_chapters([path])
+    assert chapter.words == len("first chapter one two three nine 十 一 ten".split())
 
 
 def test_references_are_merged_and_sorted(chapters):
