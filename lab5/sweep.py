@@ -79,11 +79,13 @@ class Result:
     def verdict(self, reference: Result) -> str:
         """The difference in words: the gain, its interval, and whether chance can explain it."""
         gain, half = self.difference(reference)
-        if abs(gain) < 0.005:
-            return "no difference"
-        if np.isnan(half):
-            return f"{gain:+.2f} dB"
-        return f"{gain:+.2f} ± {half:.2f} dB" + ("" if abs(gain) > half else ", within the noise")
+        return "no difference" if abs(gain) < 0.005 else (
+            signed(gain, half) + (", within the noise" if abs(gain) <= half else ""))
+
+
+def signed(gain: float, half: float) -> str:
+    """A difference in dB and the half-width of its interval, where that is known."""
+    return f"{gain:+.2f}".replace("-", "−") + ("" if np.isnan(half) else f" ± {half:.2f}") + " dB"
 
 
 def budget(config: Config, share: float = 0.1) -> dict[str, int]:
@@ -147,11 +149,14 @@ def find_reference(results: list[Result]) -> Result:
 def as_table(results: list[Result]) -> str:
     """Every option, its scores and its gain over the reference, as a Markdown table."""
     reference = find_reference(results)
-    return table("choice", "option", "prior sample [dB]", "prior mean [dB]", "gain over the reference",
-                 "KL at the end [nats/frame]", "training [s]", rows=[
-                     (r.group, r.option, f"{r.sampled.mean():.2f}", f"{r.mean.mean():.2f}",
-                      "reference" if r.is_reference else r.verdict(reference), f"{r.kl.mean():.2g}",
-                      f"{r.seconds.mean():.0f}") for r in results])
+    rows = []
+    for r in results:
+        gain, half = r.difference(reference)
+        rows.append((r.group, r.option, f"{r.sampled.mean():.2f}", f"{r.mean.mean():.2f}",
+                     "reference" if r.is_reference else signed(gain, half), "yes" if abs(gain) > half else "",
+                     f"{r.kl.mean():.2g}", f"{r.seconds.mean():.0f}"))
+    return table("choice", "option", "sample [dB]", "mean [dB]", "gain of the sample", "clear", "KL [nats]", "time [s]",
+                 rows=rows)
 
 
 # ---- results that outlive their run folders ----

@@ -1,5 +1,6 @@
 """The whole workbook as one job: every notebook, every figure, the grade; and what it refuses beforehand."""
 
+import re
 import shutil
 from dataclasses import replace
 from zipfile import ZipFile
@@ -7,6 +8,7 @@ from zipfile import ZipFile
 import nbformat
 import pytest
 from conftest import run_smoke_report
+from pypdf import PdfReader
 
 from lab5 import report, rubric, submit
 from lab5.cli import main
@@ -134,7 +136,8 @@ def test_a_discussion_that_is_cut_short_and_a_proof_that_fails_are_missed(copy):
 
 
 def test_a_gif_that_stands_still_and_a_partial_test_set_are_missed(copy):
-    shutil.copyfile(copy / "figures" / "06_strip.png", next((copy / "figures").glob("*.gif")))
+    for gif in (copy / "figures").glob("*.gif"):
+        shutil.copyfile(copy / "figures" / "06_strip.png", gif)
     scores = Evaluation.load(copy / "evaluation" / "test")
     half = replace(scores, names=scores.names[:2], psnr={k: v[:2] for k, v in scores.psnr.items()},
                    ssim={k: v[:2] for k, v in scores.ssim.items()})
@@ -150,6 +153,10 @@ def test_the_pdf_is_the_same_bytes_when_made_again(copy):
         report.build_pdf(open_book("smoke", str(copy)), STUDENT)
         made.append((copy / "report.pdf").read_bytes())
     assert made[0] == made[1] and len(made[0]) > 100_000
+    shown = " ".join(page.extract_text() for page in PdfReader(copy / "report.pdf").pages)
+    assert not re.findall(r"\\[a-z]+|\{=|\$|bar\.v|\*\*|it/s|Warning", shown)       # neither raw LaTeX nor Markdown
+    assert len(re.findall(r"Figure \d+\. ", shown)) == len(re.findall(r"\{#figure-", " ".join(
+        chapter.text for chapter in read_chapters(sorted((copy / "notebooks").glob("*.ipynb"))))))
     assert 'src="05_training_curves.png"' in (copy / "figures" / "index.html").read_text(encoding="utf-8")
 
 
