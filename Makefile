@@ -1,6 +1,7 @@
 # make report   run the whole workbook (preset quick) and print the grade
 # make test     prove that it is right
 # make lab      open the notebooks in JupyterLab
+# make bench    measure its speed beside the plain loop
 # Each installs what it needs into .venv first. Another preset or data set: make report PRESET=full DATA=/path
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ PRESET ?= quick
 DATA ?=
 BIN := .venv/bin
 
-.PHONY: report test lab clean
+.PHONY: report test lab bench clean
 
 report: .venv/installed
 	$(BIN)/lab5 report --preset $(PRESET) $(if $(DATA),--data "$(DATA)")
@@ -18,6 +19,9 @@ test: .venv/installed
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("lab5 needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

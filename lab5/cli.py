@@ -158,9 +158,9 @@ def _sweep(options: argparse.Namespace) -> None:
     from lab5.workbook import open_book
 
     book = open_book(options.preset, options.run, options.data)
-    results = sweep.sweep(book, sweep.SWEEPS[options.choices], options.share, options.seeds)
-    sweep.write_csv(results, book.run / "sweep.csv")
-    print(f"{sweep.as_table(results)}\n\n{book.run / 'sweep.csv'}")
+    swept = sweep.sweep(book, sweep.SWEEPS[options.choices], options.share, options.seeds)
+    swept.write(book.run / "sweep.csv")
+    print(f"{swept.table()}\n\n{book.run / 'sweep.csv'}")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -173,7 +173,7 @@ def summary(book: Workbook) -> str:
         f"above holding the last frame   {sampled - hold:+.2f} dB",
         f"grade of the demo's prediction part   {scores.grade:.0%}",
         "",
-        f"report     {book.run / 'report.pdf'}",
+        *([f"report     {book.run / 'report.pdf'}"] if (book.run / "report.pdf").exists() else []),
         f"run        {book.run}",
         f"notebooks  {book.run / 'notebooks'}",
         f"figures    {book.run / 'figures' / 'index.html'} ({len(figures)} files)",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -64,23 +65,130 @@ class Result:
     seconds: np.ndarray                         # (seeds,), of training
     runs: tuple[Workbook, ...] = ()             # a seed each; none where the result was read from a file
 
-    def difference(self, reference: Result) -> tuple[float, float]:
-        """Gain over the reference in dB and the half-width of its 95% interval.
 
-        Paired: the same sequences and seeds on both sides. With three or more seeds the interval is over seeds,
-        so that it holds the chance of training; with fewer it is over sequences and holds that of the test set.
+@dataclass(frozen=True)
+class Sweep:
+    """All results of a sweep, and what their differences are worth."""
+
+    results: list[Result]
+    facts: dict[str, str]                       # sequences a run, data, machine
+
+    @cached_property
+    def reference(self) -> Result:
+        """The run that nothing was changed in. Raises ValueError where no option is it."""
+        for result in self.results:
+            if result.is_reference:
+                return result
+        raise ValueError("none of the compared options is the reference run")
+
+    @cached_property
+    def different(self) -> list[Result]:
+        """Every option once: the reference stands in every group, but is one."""
+        return [self.reference, *(result for result in self.results if not result.is_reference)]
+
+    def groups(self) -> dict[str, dict[str, Result]]:
+        """group -> option -> its result."""
+        return {group: {r.option: r for r in self.results if r.group == group}
+                for group in dict.fromkeys(r.group for r in self.results)}
+
+    @cached_property
+    def noise(self) -> tuple[float, int]:
+        """Standard deviation in dB that chance gives a run's score, and its degrees of freedom.
+
+        What the scores leave when every option has its mean and every seed its own (randomised blocks; Fisher
+        1935), pooled over all options, since two or three seeds of one say little about their spread.
+        (NaN, 0) for a single seed.
         """
-        gain = self.sampled - reference.sampled
-        values = gain.mean(axis=1) if len(gain) >= 3 else gain.mean(axis=0)
-        if len(values) < 2:
-            return float(values.mean()), float("nan")
-        return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+        scores = np.array([result.sampled.mean(axis=1) for result in self.different])           # (options, seeds)
+        freedom = (scores.shape[0] - 1) * (scores.shape[1] - 1)
+        if freedom == 0:
+            return float("nan"), 0
+        rest = scores - scores.mean(axis=1, keepdims=True) - scores.mean(axis=0) + scores.mean()
+        return float(np.sqrt((rest ** 2).sum() / freedom)), freedom
 
-    def verdict(self, reference: Result) -> str:
-        """The difference in words: the gain, its interval, and whether chance can explain it."""
-        gain, half = self.difference(reference)
+    def gain(self, result: Result, other: Result | None = None) -> tuple[float, float]:
+        """What one option gains over another (the reference) in dB, and the half-width of its 95% interval.
+
+        Paired: the same sequences and seeds on both sides. With several seeds the interval holds the chance of
+        training (`noise`); with one, only that of which sequences are in the test set.
+        """
+        gain = result.sampled - (other or self.reference).sampled
+        spread, freedom = self.noise
+        if freedom:
+            return float(gain.mean()), float(stats.t.ppf(0.975, freedom) * spread * np.sqrt(2 / len(gain)))
+        if gain.size < 2:                                       # one seed, of which a file keeps the average only
+            return float(gain.mean()), float("nan")
+        return float(gain.mean()), float(stats.t.ppf(0.975, gain.size - 1) * stats.sem(gain[0]))
+
+    def verdict(self, result: Result, other: Result | None = None) -> str:
+        """The gain in words, with its interval, and whether chance can explain it."""
+        gain, half = self.gain(result, other)
         return "no difference" if abs(gain) < 0.005 else (
             signed(gain, half) + (", within the noise" if abs(gain) <= half else ""))
+
+    def in_words(self) -> dict[str, str]:
+        """For every group a sentence: which option came first, by how much over the next, and which came last."""
+        sentences = {}
+        for group, options in self.groups().items():
+            first, second, *others = sorted(options.values(), key=lambda r: r.sampled.mean(), reverse=True)
+            sentences[group] = (f"*{first.option}* comes first with {first.sampled.mean():.2f} dB, "
+                                f"{self.verdict(first, second)} against *{second.option}*" + (
+                                    f"; *{others[-1].option}* comes last, {self.verdict(others[-1], first)} against the "
+                                    "first" if others else "") + ".")
+        return sentences
+
+    def effects(self) -> list[dict]:
+        """Records for `figures.effects`."""
+        gains = [(None, 0.0) if r.is_reference else self.gain(r) for r in self.results]
+        return [{"group": r.group, "setting": r.option, "gain": gain, "half": half}
+                for r, (gain, half) in zip(self.results, gains, strict=True)]
+
+    def table(self) -> str:
+        """Every option, its scores and its gain over the reference, as a Markdown table."""
+        rows = []
+        for r in self.results:
+            gain, half = self.gain(r)
+            rows.append((r.group, r.option, f"{r.sampled.mean():.2f}", f"{r.mean.mean():.2f}",
+                         "reference" if r.is_reference else signed(gain, half), "yes" if abs(gain) > half else "",
+                         f"{r.kl.mean():.2g}", f"{r.seconds.mean():.0f}"))
+        return table("choice", "option", "sample [dB]", "mean [dB]", "gain of the sample", "clear", "KL [nats]",
+                     "time [s]", rows=rows)
+
+    def write(self, path: Path) -> None:
+        """A CSV line for every option and seed: scores over the whole test set, budget, configuration and facts."""
+        def write(part: Path) -> None:
+            with open(part, "w", newline="", encoding="utf-8") as file:
+                lines = csv.writer(file, lineterminator="\n")
+                lines.writerow(COLUMNS)
+                for r in self.results:
+                    for run, sampled, mean, kl, seconds in zip(r.runs, r.sampled, r.mean, r.kl, r.seconds, strict=True):
+                        lines.writerow([
+                            r.group, r.option, int(r.is_reference), run.config.seed, run.config.hash,
+                            f"{sampled.mean():.4f}", f"{mean.mean():.4f}", f"{kl:.6g}", f"{seconds:.0f}",
+                            *self.facts.values()])
+
+        checkpoint.write_atomically(path, write)
+
+    @classmethod
+    def read(cls, path: Path) -> Sweep:
+        """What `write` wrote, of each seed the average over sequences. Raises ValueError naming a file that is not it."""
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                lines = list(csv.DictReader(file))
+            results = []
+            for (group, option), found in groupby(lines, key=lambda line: (line["choice"], line["option"])):
+                of_option = list(found)
+                sampled, mean, kl, seconds = (np.array([float(line[name]) for line in of_option])
+                                              for name in ("psnr_sampled", "psnr_mean", "kl", "seconds"))
+                results.append(Result(group, option, of_option[0]["reference"] == "1", sampled[:, None], mean[:, None],
+                                      kl, seconds))
+            return cls(results, {name: lines[0][name] for name in FACTS})
+        except (KeyError, TypeError, ValueError, IndexError, csv.Error) as error:
+            raise ValueError(f"{path}: not a table that `lab5 sweep` wrote ({error}); write it again") from error
+
+
+FACTS = ("sequences", "data", "machine")
+COLUMNS = ("choice", "option", "reference", "seed", "configuration", "psnr_sampled", "psnr_mean", "kl", "seconds", *FACTS)
 
 
 def signed(gain: float, half: float) -> str:
@@ -94,7 +202,7 @@ def budget(config: Config, share: float = 0.1) -> dict[str, int]:
     return {"epochs": epochs, "validate_every": epochs}
 
 
-def sweep(book: Workbook, groups: dict[str, Options], share: float = 0.1, seeds: int = 1) -> list[Result]:
+def sweep(book: Workbook, groups: dict[str, Options], share: float = 0.1, seeds: int = 1) -> Sweep:
     """Train and score every option of every group under seeds 1 .. `seeds`, each run `share` as long as the main one.
 
     Runs that are finished are read back, others go on; on a CPU, as many at a time as there are cores, since two
@@ -105,7 +213,10 @@ def sweep(book: Workbook, groups: dict[str, Options], share: float = 0.1, seeds:
                for group, choices in groups.items() for option, changes in choices.items()]
     _train(list({variant.run: variant for _, _, variants in options for variant in variants}.values()))
     reference = book.variant(**short, seed=1).config
-    return [_result(group, option, variants, variants[0].config == reference) for group, option, variants in options]
+    facts = {"sequences": str(reference.steps * reference.batch_size), "data": book.pack("test").fingerprint,
+             "machine": f"{machine()}, {book.facts()['precision']}"}
+    return Sweep([_result(group, option, variants, variants[0].config == reference)
+                  for group, option, variants in options], facts)
 
 
 def _train(variants: list[Workbook]) -> None:
@@ -136,68 +247,3 @@ def _result(group: str, option: str, variants: list[Workbook], is_reference: boo
     histories = [variant.history() for variant in variants]
     return Result(group, option, is_reference, sampled, mean, np.array([history[-1]["kl"] for history in histories]),
                   np.array([sum(record["seconds"] for record in history) for history in histories]), tuple(variants))
-
-
-def find_reference(results: list[Result]) -> Result:
-    """The reference run. Raises ValueError where no option is it: the run at hand has settings that none has."""
-    for result in results:
-        if result.is_reference:
-            return result
-    raise ValueError("none of the compared options is the reference run")
-
-
-def as_table(results: list[Result]) -> str:
-    """Every option, its scores and its gain over the reference, as a Markdown table."""
-    reference = find_reference(results)
-    rows = []
-    for r in results:
-        gain, half = r.difference(reference)
-        rows.append((r.group, r.option, f"{r.sampled.mean():.2f}", f"{r.mean.mean():.2f}",
-                     "reference" if r.is_reference else signed(gain, half), "yes" if abs(gain) > half else "",
-                     f"{r.kl.mean():.2g}", f"{r.seconds.mean():.0f}"))
-    return table("choice", "option", "sample [dB]", "mean [dB]", "gain of the sample", "clear", "KL [nats]", "time [s]",
-                 rows=rows)
-
-
-# ---- results that outlive their run folders ----
-
-COLUMNS = ("choice", "option", "reference", "seed", "configuration", "sequences", "psnr_sampled", "psnr_mean", "kl",
-           "seconds", "data", "machine")
-
-
-def write_csv(results: list[Result], path: Path) -> None:
-    """A line for every option and seed: scores over the whole test set, budget, configuration, data and machine."""
-    def write(part: Path) -> None:
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            lines = csv.writer(file, lineterminator="\n")
-            lines.writerow(COLUMNS)
-            for r in results:
-                for index, run in enumerate(r.runs):
-                    config = run.config
-                    lines.writerow([
-                        r.group, r.option, int(r.is_reference), config.seed, config.hash,
-                        config.steps * config.batch_size, f"{r.sampled[index].mean():.4f}",
-                        f"{r.mean[index].mean():.4f}", f"{r.kl[index]:.6g}", f"{r.seconds[index]:.0f}",
-                        run.pack("test").fingerprint, f"{machine()}, {run.facts()['precision']}"])
-
-    checkpoint.write_atomically(path, write)
-
-
-def read_csv(path: Path) -> tuple[list[Result], dict[str, str]]:
-    """What `write_csv` wrote: the results, of one average per seed, and the facts that all lines share.
-
-    Raises ValueError naming a file that is something else or damaged.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-        results = []
-        for (group, option), found in groupby(lines, key=lambda line: (line["choice"], line["option"])):
-            of_option = list(found)
-            sampled, mean, kl, seconds = (np.array([float(line[name]) for line in of_option])
-                                          for name in ("psnr_sampled", "psnr_mean", "kl", "seconds"))
-            results.append(Result(group, option, of_option[0]["reference"] == "1", sampled[:, None], mean[:, None], kl,
-                                  seconds))
-        return results, {name: lines[0][name] for name in ("sequences", "data", "machine")}
-    except (KeyError, TypeError, ValueError, IndexError, csv.Error) as error:
-        raise ValueError(f"{path}: not a table that `lab5 sweep` wrote ({error}); write it again") from error

@@ -19,7 +19,7 @@ def swept(tiny_root, tmp_path_factory):
 
 
 def test_every_option_is_scored_and_the_reference_stands_in_every_group(swept):
-    book, results = swept
+    book, results = swept[0], swept[1].results
     assert [(r.group, r.option, r.is_reference) for r in results] == [
         ("KL schedule", "none", False), ("KL schedule", "monotonic", True),
         ("Extras", "none", True), ("Extras", "all four", False)]
@@ -30,52 +30,67 @@ def test_every_option_is_scored_and_the_reference_stands_in_every_group(swept):
 
 
 def test_a_second_sweep_trains_nothing(swept):
-    book, results = swept
+    book, results = swept[0], swept[1].results
     before = {path: path.stat().st_mtime_ns for path in book.run.rglob("last.safetensors")}
-    again = sweep.sweep(book, GROUPS, share=0.5)
+    again = sweep.sweep(book, GROUPS, share=0.5).results
     assert {path: path.stat().st_mtime_ns for path in book.run.rglob("last.safetensors")} == before
     assert all(np.array_equal(a.sampled, b.sampled) for a, b in zip(again, results, strict=True))
 
 
-def result(sampled):
-    return sweep.Result("", "", False, sampled, sampled, np.zeros(len(sampled)), np.ones(len(sampled)))
+def swept_by(*sampled):
+    """A sweep of made-up scores (seeds, sequences), the first of which is the reference's."""
+    return sweep.Sweep([sweep.Result("", str(number), number == 0, scores, scores, np.zeros(len(scores)),
+                                     np.ones(len(scores))) for number, scores in enumerate(sampled)], {})
 
 
-def test_differences_are_paired():
+def test_with_one_seed_differences_are_paired_over_sequences():
     """Sequences differ by many dB, options by little: only within a sequence can that be seen."""
     generator = np.random.default_rng(0)
     hard = generator.normal(20, 3, (1, 40))
-    gain = generator.normal(0.3, 0.1, (1, 40))
-    a, b = result(hard), result(hard + gain)
-    mean, half = b.difference(a)
-    low, high = stats.ttest_rel(b.sampled[0], a.sampled[0]).confidence_interval()
+    gained = hard + generator.normal(0.3, 0.1, (1, 40))
+    made = swept_by(hard, gained)
+    mean, half = made.gain(made.results[1])
+    low, high = stats.ttest_rel(gained[0], hard[0]).confidence_interval()
     assert (mean - half, mean + half) == pytest.approx((low, high))
     assert half < 0.05 < 1.96 * stats.sem(hard[0])
-    assert b.verdict(a) == f"{mean:+.2f} ± {half:.2f} dB" and a.verdict(b).startswith("−0.3")
+    assert made.verdict(made.results[1]) == f"{mean:+.2f} ± {half:.2f} dB"
+    assert made.verdict(*reversed(made.results)) == f"{mean:+.2f} ± {half:.2f} dB"
 
 
-def test_with_three_seeds_the_interval_is_over_seeds():
+def test_with_two_options_the_noise_over_seeds_is_that_of_a_paired_test():
+    """Randomised blocks with two treatments are the paired t-test."""
     generator = np.random.default_rng(0)
-    by_seed = np.array([0.1, 0.4, 0.7])[:, None]
-    a = generator.normal(20, 3, (3, 40))
-    moved = result(a + by_seed)
-    mean, half = moved.difference(result(a))
-    assert mean == pytest.approx(0.4)
-    assert half == pytest.approx(stats.t.ppf(0.975, 2) * 0.3 / np.sqrt(3))
-    assert "within the noise" in moved.verdict(result(a))       # 0.4 ± 0.75
+    a, b = generator.normal(20, 1, (2, 5, 40)).mean(axis=2, keepdims=True)
+    made = swept_by(a, b)
+    mean, half = made.gain(made.results[1])
+    low, high = stats.ttest_rel(b[:, 0], a[:, 0]).confidence_interval()
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+
+
+def test_the_noise_is_what_options_and_seeds_leave():
+    """Options and seeds that add up leave none; added chance of 0.5 dB is found, in two seeds' reach of it."""
+    options, seeds = np.linspace(18, 22, 30)[:, None], np.array([0.0, 1.0, -0.5])
+    additive = [scores[:, None] for scores in options + seeds]
+    assert swept_by(*additive).noise[0] == pytest.approx(0, abs=1e-9) and swept_by(*additive).noise[1] == 58
+    chance = np.random.default_rng(1).normal(0, 0.5, (30, 3))
+    made = swept_by(*(scores[:, None] for scores in options + seeds + chance))
+    assert made.noise[0] == pytest.approx(0.5, rel=0.25)
+    assert "within the noise" in made.verdict(made.results[1]) and "noise" not in made.verdict(made.results[-1])
 
 
 def test_a_table_that_was_written_says_what_the_sweep_said(swept, tmp_path):
-    book, results = swept
-    sweep.write_csv(results, tmp_path / "sweep.csv")
-    again, facts = sweep.read_csv(tmp_path / "sweep.csv")
-    assert [(r.group, r.option, r.is_reference) for r in again] == [(r.group, r.option, r.is_reference) for r in results]
-    for new, old in zip(again, results, strict=True):
-        assert new.difference(again[1])[0] == pytest.approx(old.difference(results[1])[0], abs=2e-4)
+    book, made = swept
+    made.write(tmp_path / "sweep.csv")
+    again = sweep.Sweep.read(tmp_path / "sweep.csv")
+    assert [(r.group, r.option, r.is_reference) for r in again.results] == [
+        (r.group, r.option, r.is_reference) for r in made.results]
+    for new, old in zip(again.results, made.results, strict=True):
+        assert new.sampled.mean() == pytest.approx(old.sampled.mean(), abs=1e-4)
         assert new.kl == pytest.approx(old.kl, rel=1e-5)
-    assert facts["sequences"] == "6" and facts["data"] == book.pack("test").fingerprint
-    assert [line.split(" | ")[:2] for line in sweep.as_table(again).splitlines()[2:]] == [
-        line.split(" | ")[:2] for line in sweep.as_table(results).splitlines()[2:]]
+    assert again.facts["sequences"] == "6" and again.facts["data"] == book.pack("test").fingerprint
+    assert [line.split(" | ")[:2] for line in again.table().splitlines()[2:]] == [
+        line.split(" | ")[:2] for line in made.table().splitlines()[2:]]
+    assert list(again.in_words()) == list(GROUPS) and "comes first" in again.in_words()["Extras"]
 
 
 @pytest.mark.parametrize("content", ["", "choice,option\n", "choice,option\nKL,none\n",
@@ -84,12 +99,12 @@ def test_a_damaged_table_is_named(tmp_path, content):
     path = tmp_path / "sweep.csv"
     path.write_text(content)
     with pytest.raises(ValueError, match="sweep.csv: not a table"):
-        sweep.read_csv(path)
+        sweep.Sweep.read(path)
 
 
 @pytest.mark.parametrize("choices", ["full", "extras"])
 def test_the_recorded_sweep_has_three_seeds_of_every_option(choices):
-    results, _ = sweep.read_csv(sweep.RECORDED / f"sweep_{choices}.csv")
+    results = sweep.Sweep.read(sweep.RECORDED / f"sweep_{choices}.csv").results
     assert [(r.group, r.option) for r in results] == [
         (group, option) for group, options in sweep.SWEEPS[choices].items() for option in options]
     assert all(len(r.sampled) >= 3 for r in results)
