@@ -163,7 +163,7 @@ def main() -> None:
         rate, grown = best_of(packs["test"], quick)
     rows += [scoring(), simulating()]
     print(f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n\n{report(rows)}\n\n"
-          f"Best of 100 samples, width {quick.width}: {rate:.2g} sequences/s, the process grew by {grown:.0f} MB at most.")
+          f"Best of 100 samples, width {quick.width}: {rate:.2g} sequences/s; the process grew by {grown:.0f} MB.")
 
 
 if __name__ == "__main__":

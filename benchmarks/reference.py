@@ -107,10 +107,10 @@ class Reference(nn.Module):
         self.predictor.reset()
         condition = (condition - self.condition_mean) / self.condition_std
         encoded = [self.encoder(frame) for frame in frames]
-        mse = kl = 0.0
+        mse, kl, prediction = 0.0, 0.0, None
         steps = len(frames) - 1
         for t in range(1, len(frames)):
-            known = t <= self.config.n_past or forced[t - 1]
+            known = prediction is None or t <= self.config.n_past or forced[t - 1]
             h, fresh = encoded[t - 1] if known else self.encoder(prediction)
             if t <= self.config.n_past:                                         # skips of the newest context frame
                 skips = fresh

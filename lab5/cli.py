@@ -66,13 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--choices", choices=("core", "extras", "full"), default="core",
                      help="core: KL schedule, teacher forcing and extras; full: every choice (default: core)")
     sub.add_argument("--seeds", type=int, default=1, help="runs of each option (default: 1)")
-    sub.add_argument("--share", type=float, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
+    sub.add_argument("--share", type=float, default=0.1, help="length of a run, a share of the preset's (default: 0.1)")
 
     def student_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--id", default="", help="student id, for the title page and the zip's name")
         sub.add_argument("--name", default="", help="student's name")
         sub.add_argument("--details", type=Path, metavar="YAML",
-                         help="file with student_id, name, language (en, zh), discussion (default: report.yaml in the project)")
+                         help="file with student_id, name, language (en or zh) and discussion (default: report.yaml)")
 
     sub = command("report", _report, "run every notebook, export every figure, make the PDF, print the grade")
     run_options(sub)

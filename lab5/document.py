@@ -214,11 +214,12 @@ def _link(text: str, chapters: dict[str, Chapter], sections: set[str]) -> str:
                       else match[0], words)
 
     def link(part: str) -> str:
-        part = re.sub(r"\b([Nn])otebook(s?) (\d\d\b(?:(?:, | and | to )\d\d\b)*)",
-                      lambda match: f"{'C' if match[1] == 'N' else 'c'}hapter{match[2]} {chapter_numbers(match[3])}", part)
-        part = re.sub(r"\((\d\.\d+)\)", lambda match: f"(section {match[1]})" if match[1] in sections else match[0], part)
-        return re.sub(r"\b([Ss]ections?) (\d\.\d+\b(?:(?:, | and )\d\.\d+\b)*)",
-                      lambda match: f"{match[1]} {numbers(match[2])}", part)
+        part = re.sub(r"\b([Nn])otebook(s?) (\d\d\b(?:(?:, | and | to )\d\d\b)*)", lambda match: (
+            f"{'C' if match[1] == 'N' else 'c'}hapter{match[2]} {chapter_numbers(match[3])}"), part)
+        part = re.sub(r"\((\d\.\d+)\)", lambda match: (
+            f"(section {match[1]})" if match[1] in sections else match[0]), part)
+        return re.sub(r"\b([Ss]ections?) (\d\.\d+\b(?:(?:, | and )\d\.\d+\b)*)", lambda match: (
+            f"{match[1]} {numbers(match[2])}"), part)
 
     return _outside(text, link)
 

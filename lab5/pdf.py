@@ -17,6 +17,7 @@ from lab5.document import Chapter, Details, Incomplete, merged_references
 
 TEMPLATE = Path(__file__).with_name("report.typ")
 MARKDOWN = "commonmark+attributes+implicit_figures+pipe_tables+raw_attribute+smart+tex_math_dollars"
+COVER = "/figures/06_strip.pdf"                 # the title page's picture
 FIRST_CJK = 0x2E80                              # from here on the embedded fonts have no glyphs
 
 
@@ -36,7 +37,8 @@ def find_fonts(details: Details) -> list[str]:
     if not characters:
         return []
     fonts = [font for font in typst.Fonts(include_embedded_fonts=False).fonts() if font.path]
-    for font in sorted(fonts, key=lambda font: (" TC" not in font.family, font.family, font.path)):     # Taiwan's shapes first
+    fonts.sort(key=lambda font: (" TC" not in font.family, font.family, font.path))             # Taiwan's shapes first
+    for font in fonts:
         if characters <= _glyphs(Path(font.path), font.index):
             return [font.family]
     sample = "".join(map(chr, sorted(characters)[:8]))
@@ -72,11 +74,9 @@ def build(run: Path, chapters: list[Chapter], details: Details, facts: dict[str,
     folder = run / "report"
     folder.mkdir(exist_ok=True)
     shutil.copyfile(TEMPLATE, folder / TEMPLATE.name)
-    cover = "/figures/06_strip.pdf"
-    (folder / "facts.json").write_text(json.dumps({
-        "student_id": details.student_id, "name": details.name, "language": details.language,
-        "fonts": find_fonts(details), "cover": cover if (run / cover[1:]).exists() else None, **facts}, ensure_ascii=False),
-        encoding="utf-8")
+    shown = {"student_id": details.student_id, "name": details.name, "language": details.language,
+             "fonts": find_fonts(details), "cover": COVER if (run / COVER[1:]).exists() else None, **facts}
+    (folder / "facts.json").write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
     (folder / "body.typ").write_text(_to_typst(_text(chapters, details, appendices)), encoding="utf-8")
     main = folder / TEMPLATE.name
     compiled, warnings = typst.Compiler(main, root=run).compile_with_warnings()
@@ -105,14 +105,13 @@ def _to_typst(markdown: str) -> str:
 def write_index(run: Path, chapters: Iterable[Chapter]) -> None:
     """``RUN/figures/index.html``: every exported figure with its caption and its files."""
     captions = {name: caption for chapter in chapters for name, caption in {**chapter.figures, **chapter.gifs}.items()}
-    names = sorted({path.stem for path in (run / "figures").glob("*.png")} | {path.name for path in (run / "figures").glob(
-        "*.gif")})
     items = []
-    for name in names:
-        shown = name if name.endswith(".gif") else f"{name}.png"
-        files = " ".join(f'<a href="{file}">{file}</a>' for file in ([name] if shown == name else [f"{name}.pdf", shown]))
-        items.append(f'<figure id="{name}"><img src="{shown}" alt="{name}"><figcaption>'
-                     f"{html.escape(captions.get(name, ''))} <small>{files}</small></figcaption></figure>")
+    for shown in sorted(path for path in (run / "figures").iterdir() if path.suffix in (".png", ".gif")):
+        name = shown.name if shown.suffix == ".gif" else shown.stem
+        files = [shown.name] if shown.suffix == ".gif" else [f"{name}.pdf", shown.name]
+        links = " ".join(f'<a href="{file}">{file}</a>' for file in files)
+        items.append(f'<figure id="{name}"><img src="{shown.name}" alt="{name}"><figcaption>'
+                     f"{html.escape(captions.get(name, ''))} <small>{links}</small></figcaption></figure>")
     (run / "figures" / "index.html").write_text(INDEX.format(items="\n".join(items)), encoding="utf-8")
 
 
@@ -120,7 +119,8 @@ INDEX = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>Figures of the report</title>
 <style>
 body {{ font: 15px/1.45 system-ui, sans-serif; color: #22262b; max-width: 46rem; margin: 2rem auto; padding: 0 1rem }}
-figure {{ margin: 0 0 2.4rem }} img {{ max-width: 100%; background: white }} small a {{ color: #17456e; margin-left: .6em }}
+figure {{ margin: 0 0 2.4rem }} img {{ max-width: 100%; background: white }}
+small a {{ color: #17456e; margin-left: .6em }}
 @media (prefers-color-scheme: dark) {{ body {{ background: #1b1e22; color: #d9dce0 }} small a {{ color: #8db4dd }} }}
 </style>
 <h1>Figures of the report</h1>

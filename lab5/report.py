@@ -129,9 +129,10 @@ def build_pdf(book: Workbook, details: Details) -> tuple[list[rubric.Item], dict
     facts = _provenance(book)
     items = rubric.check(book, chapters, details)
     scores = book.evaluation()
-    headline = (f"{scores.average('sampled')[0]:.2f} ± {scores.average('sampled')[1]:.2f} dB average PSNR over "
-                f"{len(scores.names)} test sequences of {book.data_name}. Run {facts['run']}, configuration "
-                f"{facts['configuration']}, seed {facts['seed']}. The picture: frames of a test sequence and their prediction.")
+    mean, half = scores.average("sampled")
+    headline = (f"{mean:.2f} ± {half:.2f} dB average PSNR over {len(scores.names)} test sequences of {book.data_name}. "
+                f"Run {facts['run']}, configuration {facts['configuration']}, seed {facts['seed']}. The picture: frames "
+                "of a test sequence and their prediction.")
     places = pdf.build(book.run, chapters, details, {"headline": headline, "date": facts["date"]},
                        _appendices(facts, items, chapters))
     pdf.write_index(book.run, chapters)

@@ -32,12 +32,12 @@ class Item:
 def check(book: Workbook, chapters: list[Chapter], details: Details) -> list[Item]:
     """Every point of the assignment, in its order."""
     by_number = {chapter.number: chapter for chapter in chapters}
-    return [*_report_parts(by_number, details), *_results(book, by_number, details), *_extras(by_number),
+    return [*_report_parts(by_number), *_results(book, by_number, details), *_extras(by_number),
             *_demo(book), _title_page(details)]
 
 
-def _point(part: str, marks: int, chapter: Chapter | None, section: str = "", demand: Callable[[Chapter], str] = lambda _: "",
-           note: str = "") -> Item:
+def _point(part: str, marks: int, chapter: Chapter | None, section: str = "",
+           demand: Callable[[Chapter], str] = lambda _: "", note: str = "") -> Item:
     """A point that a chapter, or a section of it, answers; `demand` says what the chapter still lacks."""
     if chapter is None:
         return Item(part, marks, missing="its chapter is not in the report")
@@ -46,10 +46,11 @@ def _point(part: str, marks: int, chapter: Chapter | None, section: str = "", de
     return Item(part, marks, section_label(section) if section else chapter.label, demand(chapter), note)
 
 
-def _report_parts(chapters: dict[str, Chapter], details: Details) -> list[Item]:
-    def at_least(words: int) -> Callable[[Chapter], str]:
-        return lambda chapter: "" if chapter.words >= words else f"{chapter.words} words; expected {words} or more"
+def _at_least(words: int) -> Callable[[Chapter], str]:
+    return lambda chapter: "" if chapter.words >= words else f"{chapter.words} words; expected {words} or more"
 
+
+def _report_parts(chapters: dict[str, Chapter]) -> list[Item]:
     def proof(chapter: Chapter) -> str:
         if chapter.proof is None:
             return "the experiment that poisons the future frames is not in notebook 03"
@@ -59,44 +60,42 @@ def _report_parts(chapters: dict[str, Chapter], details: Details) -> list[Item]:
 
     derivation, model = chapters.get("01"), chapters.get("03")
     return [
-        _point("Introduction", 5, chapters.get("00"), demand=at_least(150)),
+        _point("Introduction", 5, chapters.get("00"), demand=_at_least(150)),
         _point("Derivation of the CVAE", 10, derivation, "1.3", lambda chapter: (
             "" if chapter.formulas >= 8 else f"{chapter.formulas} displayed formulas; a derivation needs more")),
         _point("Implementation: encoder and decoder", 15, model, "3.2", lambda chapter: (
             "" if chapter.listings else "no listing of the code")),
         _point("Implementation: reparameterization", 0, model, "3.6"),
-        _point("Implementation: data loader", 0, chapters.get("02"), demand=at_least(150)),
-        _point("Implementation: training", 0, chapters.get("04"), demand=at_least(150)),
+        _point("Implementation: data loader", 0, chapters.get("02"), demand=_at_least(150)),
+        _point("Implementation: training", 0, chapters.get("04"), demand=_at_least(150)),
         _point("Teacher forcing: idea, benefits, drawbacks", 0, model, "3.9"),
         _point("Proof of ratio 0 in testing", 0, model, "3.11", proof)]
 
 
 def _results(book: Workbook, chapters: dict[str, Chapter], details: Details) -> list[Item]:
-    def figure(name: str) -> Item | None:
-        return next((Item("", 5, f"figure-{name}") for chapter in chapters.values() if name in chapter.figures), None)
-
     def shown(part: str, name: str) -> Item:
-        found = figure(name)
-        return Item(part, 5, found.place) if found else Item(part, 5, missing=f"figure {name} is not in the report")
+        if any(name in chapter.figures for chapter in chapters.values()):
+            return Item(part, 5, f"figure-{name}")
+        return Item(part, 5, missing=f"figure {name} is not in the report")
 
-    gif = next((name for chapter in chapters.values() for name in chapter.gifs), None)
-    path = book.run / "figures" / (gif or "")
-    if gif is None:
-        moving = Item("A GIF of one test sequence", 5, missing="no chapter shows one (notebook 07 makes it)")
-    elif not path.exists() or getattr(Image.open(path), "n_frames", 1) < book.config.length:
-        moving = Item("A GIF of one test sequence", 5, missing=f"{path} is missing or has fewer than "
-                                                               f"{book.config.length} frames")
-    else:
-        moving = Item("A GIF of one test sequence", 5, chapters["07"].label if "07" in chapters else "", note=f"figures/{gif}")
-    discussion = chapters.get("08")
     own = len(details.discussion.split()) + sum("\u4e00" <= c <= "\u9fff" for c in details.discussion) // 2
+    yours = "" if own >= OWN_WORDS else (f"your own words are still {'few' if own else 'missing'}: write them under "
+                                         "`discussion:` in report.yaml")
     return [
-        moving, shown("The prediction at each time step", "06_strip"),
+        _moving(book, chapters), shown("The prediction at each time step", "06_strip"),
         shown("Curves of losses, PSNR and ratios", "05_training_curves"),
-        _point("Discussion by setting", 15, discussion, demand=lambda chapter: (
-            "" if chapter.words >= DISCUSSION_WORDS else f"{chapter.words} words; expected {DISCUSSION_WORDS} or more"),
-            note="" if own >= OWN_WORDS else f"your own words are still {'few' if own else 'missing'}: write them under "
-                                             "`discussion:` in report.yaml")]
+        _point("Discussion by setting", 15, chapters.get("08"), demand=_at_least(DISCUSSION_WORDS), note=yours)]
+
+
+def _moving(book: Workbook, chapters: dict[str, Chapter]) -> Item:
+    part = "A GIF of one test sequence"
+    for chapter in chapters.values():
+        for name in chapter.gifs:
+            path = book.run / "figures" / name
+            if not path.exists() or getattr(Image.open(path), "n_frames", 1) < book.config.length:
+                return Item(part, 5, missing=f"{path} is missing or has fewer than {book.config.length} frames")
+            return Item(part, 5, chapter.label, note=f"figures/{name}")
+    return Item(part, 5, missing="no chapter shows one (notebook 07 makes it)")
 
 
 def _extras(chapters: dict[str, Chapter]) -> list[Item]:

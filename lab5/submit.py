@@ -1,4 +1,4 @@
-"""What is handed in: one zip with the report, the source, the executed notebooks and the figures, and proof that it works."""
+"""What is handed in: one zip with the report, the source, the executed notebooks and the figures, read back."""
 
 from __future__ import annotations
 

@@ -133,8 +133,8 @@ class Sweep:
             first, second, *others = sorted(options.values(), key=lambda r: r.sampled.mean(), reverse=True)
             sentences[group] = (f"*{first.option}* comes first with {first.sampled.mean():.2f} dB, "
                                 f"{self.verdict(first, second)} against *{second.option}*" + (
-                                    f"; *{others[-1].option}* comes last, {self.verdict(others[-1], first)} against the "
-                                    "first" if others else "") + ".")
+                                    f"; *{others[-1].option}* comes last, {self.verdict(others[-1], first)} against "
+                                    "the first" if others else "") + ".")
         return sentences
 
     def effects(self) -> list[dict]:
@@ -171,7 +171,7 @@ class Sweep:
 
     @classmethod
     def read(cls, path: Path) -> Sweep:
-        """What `write` wrote, of each seed the average over sequences. Raises ValueError naming a file that is not it."""
+        """What `write` wrote, of each seed the average over sequences. Raises ValueError that names another file."""
         try:
             with open(path, newline="", encoding="utf-8") as file:
                 lines = list(csv.DictReader(file))
@@ -188,7 +188,8 @@ class Sweep:
 
 
 FACTS = ("sequences", "data", "machine")
-COLUMNS = ("choice", "option", "reference", "seed", "configuration", "psnr_sampled", "psnr_mean", "kl", "seconds", *FACTS)
+COLUMNS = ("choice", "option", "reference", "seed", "configuration", "psnr_sampled", "psnr_mean", "kl", "seconds",
+           *FACTS)
 
 
 def signed(gain: float, half: float) -> str:

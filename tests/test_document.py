@@ -90,8 +90,8 @@ def test_a_figure_is_named_in_the_prose_before_it(tmp_path):
 
 
 def test_words_are_those_of_prose(tmp_path):
-    path = write(tmp_path, "01_first", markdown("# 1. First\n\nOne two three.\n\n| four | five |\n|:--|:--|\n| 6 | seven |"),
-                 markdown("$$\\mathrm{eight}$$\n\nNine 十一, ten."))
+    path = write(tmp_path, "01_first", markdown("# 1. First\n\nOne two three."),
+                 markdown("| four | five |\n|:--|:--|\n| 6 | seven |"), markdown("$$\\mathrm{eight}$$\n\nNine 十一, ten."))
     chapter, = read_chapters([path])
     assert chapter.words == len("first chapter one two three nine 十 一 ten".split())
 
@@ -177,7 +177,8 @@ def test_without_a_font_for_a_name_the_command_says_which_to_install(monkeypatch
 
 @pytest.mark.parametrize("content, problem", [
     ("student_id: [", "not readable as YAML"), ("- a", "the keys are student_id, name"),
-    ("studentid: 5", "has studentid; the keys are"), ("language: fr", "language is 'fr'"), ("name: [a, b]", "every value must be a text")])
+    ("studentid: 5", "has studentid; the keys are"), ("language: fr", "language is 'fr'"),
+    ("name: [a, b]", "every value must be a text")])
 def test_bad_details_are_named(tmp_path, content, problem):
     path = tmp_path / "report.yaml"
     path.write_text(content)
@@ -187,7 +188,8 @@ def test_bad_details_are_named(tmp_path, content, problem):
 
 def test_details_are_read(tmp_path):
     path = tmp_path / "report.yaml"
-    path.write_text("student_id: 0712345\nname: 王小明\nlanguage: zh\ndiscussion: |\n  One.\n\n  Two.\n", encoding="utf-8")
+    path.write_text("student_id: 0712345\nname: 王小明\nlanguage: zh\ndiscussion: |\n  One.\n\n  Two.\n",
+                    encoding="utf-8")
     details = Details.load(path)
     assert (details.student_id, details.name, details.language, details.discussion) == (
         "0712345", "王小明", "zh", "One.\n\nTwo.\n")

@@ -170,8 +170,8 @@ def test_the_zip_holds_what_is_handed_in_and_nothing_else(copy, tmp_path):
             "figures/06_strip.pdf", "results/history.jsonl"} <= names
     assert any(name.endswith(".gif") for name in names)
     assert {name.split("/")[0] for name in names} == {
-        "report.pdf", "README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "lab5", "tests", "notebooks",
-        "figures", "results"}
+        "report.pdf", "README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "lab5", "tests",
+        "notebooks", "figures", "results"}
     assert not [name for name in names if name.endswith((".safetensors", ".npy", ".npz", ".pyc", ".tmp"))]
     book = open_book("smoke", str(copy))
     assert path.read_bytes() == submit.submit(book, Details("0856001", "Mei Lin"), tmp_path / "b").read_bytes()
