@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     run_options(sub)
     sub.add_argument("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[],
                      help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
+    sub.add_argument("--processes", type=int, default=1, help="train in several processes on this host, one a GPU or core")
 
     sub = command("evaluate", _evaluate, "score a run's best weights on the test split")
     run_options(sub)
@@ -123,14 +124,22 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from lab5 import parallel
     from lab5.workbook import Workbook, open_book
 
     book = open_book(options.preset, options.run, options.data)
     if options.settings:
         book = Workbook(_changed(PRESETS[options.preset], options.settings), book.run, book.data)
+    if options.processes > 1:
+        chosen = [argument for setting in options.settings for argument in ("--set", setting)]
+        parallel.launch(options.processes, ["train", "--preset", options.preset, "--run", str(book.run),
+                                            "--data", str(book.data), *chosen])
+        return
     history = book.train()
-    scored = [record["psnr"] for record in history if record["psnr"] is not None]
-    print(f"{len(history)} epochs in {book.run}; best validation PSNR {max(scored):.2f} dB")
+    if parallel.join().is_first:
+        scored = [record["psnr"] for record in history if record["psnr"] is not None]
+        print(f"{len(history)} epochs in {book.run}; best validation PSNR {max(scored):.2f} dB")
+    parallel.leave()
 
 
 def _changed(config: Config, settings: list[str]) -> Config:

@@ -450,6 +450,7 @@ class _TrainingKeys:
     batch_size: int
     seed: int
     steps: range
+    share: slice                                # of each batch, this process's
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -460,18 +461,20 @@ class _TrainingKeys:
             return np.random.default_rng((self.seed, pass_)).permutation(self.count).tolist()
 
         for step in self.steps:
-            positions = (divmod(step * self.batch_size + b, self.count) for b in range(self.batch_size))
+            positions = (divmod(step * self.batch_size + b, self.count) for b in range(self.batch_size)[self.share])
             yield [(order(pass_)[place], pass_) for pass_, place in positions]
 
 
 def training_loader(pack: Pack, length: int, batch_size: int, seed: int, start_step: int, stop_step: int,
-                    workers: int = 0) -> DataLoader:
+                    workers: int = 0, share: slice = slice(None)) -> DataLoader:
     """The batches of steps start_step .. stop_step-1 of an endless stream of passes over the split.
+
+    `share` is the part of each batch that is wanted, where several processes train on one.
 
     Each pass visits every sequence once. A batch depends on the seed and its step alone, so a run that
     goes on at step s, with any number of workers, sees what an unbroken one sees.
     """
-    keys = _TrainingKeys(len(pack), batch_size, seed, range(start_step, stop_step))
+    keys = _TrainingKeys(len(pack), batch_size, seed, range(start_step, stop_step), share)
     return _loader(Windows(pack, length, seed), keys, workers)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lab5 import checkpoint, schedules
+from lab5 import checkpoint, parallel, schedules
 from lab5.config import Config
 from lab5.data import Pack, condition_statistics, to_video, training_loader
 from lab5.evaluation import autocast, choose_device, choose_precision, evaluate
@@ -46,13 +46,15 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
         Diverged: the loss became NaN or infinite.
     """
     run = Path(run)
+    world = parallel.join()
+    share = world.share(config.batch_size)
     claim(run, config)
     device = choose_device()
     precision = choose_precision(config.precision, device)
     torch.manual_seed(config.seed)
     model = CVAE(config, train_pack.condition_dim)
     model.set_condition_statistics(*map(torch.as_tensor, condition_statistics(train_pack)))
-    model = model.to(device, memory_format=torch.channels_last)
+    model = parallel.share_norms(model).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, 0.999), fused=True)
 
     history: list[Record] = []
@@ -62,15 +64,19 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
         if len(history) < facts["epoch"]:
             raise ValueError(f"{run / 'history.jsonl'}: has {len(history)} epochs, the checkpoint beside it "
                              f"{facts['epoch']}; restore the history, or delete the run folder to start anew")
-    _write_history(run, history)
+    if world.is_first:
+        _write_history(run, history)
 
     best = max((record["psnr"] for record in history if record["psnr"] is not None), default=-np.inf)
     loader = iter(training_loader(train_pack, config.length, config.batch_size, config.seed,
-                                  len(history) * config.batches_per_epoch, config.steps, config.workers))
+                                  len(history) * config.batches_per_epoch, config.steps, config.workers, share))
     with tqdm(total=config.steps, initial=len(history) * config.batches_per_epoch, unit="step", desc="training",
-              disable=not progress) as bar:
+              disable=not (progress and world.is_first)) as bar:
         for epoch in range(len(history) + 1, config.epochs + 1):
-            record = _train_epoch(model, optimizer, loader, epoch, precision, bar)
+            record = _train_epoch(model, optimizer, loader, epoch, precision, share, bar)
+            if not world.is_first:
+                history.append(record)
+                continue
             if epoch % config.validate_every == 0 or epoch == config.epochs:
                 scores = evaluate(model, validate_pack, protocols=("sampled",), limit=config.validate_sequences,
                                   seed=config.seed, precision=precision, progress=False)
@@ -124,8 +130,8 @@ def _write_history(run: Path, history: list[Record]) -> None:
 
 
 def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator, epoch: int, precision: str,
-                 bar: tqdm) -> Record:
-    """One epoch of steps; returns its record, averages over its batches."""
+                 share: slice, bar: tqdm) -> Record:
+    """One epoch of steps; returns its record, averages over its batches (and over all processes)."""
     config, device = model.config, model.condition_mean.device
     model.train()
     sums = torch.zeros(3, device=device)                        # loss, mse, kl
@@ -143,9 +149,10 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
         frames = to_video(batch.frames.to(device, non_blocking=True))
         with autocast(precision, device):
             terms = model.elbo_terms(frames, batch.condition.to(device, non_blocking=True),
-                                     noise[:, :frames.shape[1]].to(device, non_blocking=True), forced)
+                                     noise[:, share].to(device, non_blocking=True), forced)
         loss = objective(config, terms, kl_weight)
         loss.backward()
+        parallel.average_gradients(model)
         if config.grad_clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.param_groups[0]["lr"] = lr
@@ -155,7 +162,7 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
         ratios += (kl_weight, ratio, lr)
         bar.update()
     seconds = time.perf_counter() - started
-    loss, mse, kl = (sums / config.batches_per_epoch).tolist()
+    loss, mse, kl = (parallel.mean(sums) / config.batches_per_epoch).tolist()
     if not np.isfinite(loss):
         raise Diverged(f"epoch {epoch}: the loss is {loss} (mse {mse}, KL {kl}). The last good checkpoint is that "
                        f"of epoch {epoch - 1}; start again in a new run folder with a learning rate below {config.lr}")
@@ -169,7 +176,7 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
 def freeze_norms(model: CVAE) -> None:
     """Let batch norms use their running statistics, as in testing, and keep them as they are."""
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):          # SyncBatchNorm is one too
             module.eval()
 
 
@@ -183,7 +190,7 @@ def objective(config: Config, terms: ElboTerms, kl_weight: float) -> torch.Tenso
     """
     if config.reconstruction == "mse":
         return terms.mse + config.beta * kl_weight * terms.kl
-    return 0.5 * terms.mse.log() + kl_weight * terms.kl / terms.predictions[0, 0].numel()
+    return 0.5 * parallel.mean(terms.mse).log() + kl_weight * terms.kl / terms.predictions[0, 0].numel()
 
 
 def _draws(config: Config, step: int, ratio: float, noise_size: int) -> tuple[torch.Tensor, list[bool]]:

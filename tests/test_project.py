@@ -24,7 +24,7 @@ schedules metrics latents
 layers
 model
 scene simulator data checkpoint
-evaluation
+evaluation parallel
 training
 figures
 diagrams widgets
