@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     run_options(sub)
     sub.add_argument("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[],
                      help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
-    sub.add_argument("--processes", type=int, default=1, help="train in several processes on this host, one a GPU or core")
+    sub.add_argument("--processes", type=int, default=1, help="train in several processes, one a GPU or core")
 
     sub = command("evaluate", _evaluate, "score a run's best weights on the test split")
     run_options(sub)

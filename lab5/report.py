@@ -130,9 +130,9 @@ def build_pdf(book: Workbook, details: Details) -> tuple[list[rubric.Item], dict
     items = rubric.check(book, chapters, details)
     scores = book.evaluation()
     mean, half = scores.average("sampled")
-    headline = (f"{mean:.2f} ± {half:.2f} dB average PSNR over {len(scores.names)} test sequences of {book.data_name}. "
-                f"Run {facts['run']}, configuration {facts['configuration']}, seed {facts['seed']}. The picture: frames "
-                "of a test sequence and their prediction.")
+    headline = (f"{mean:.2f} ± {half:.2f} dB average PSNR over {len(scores.names)} test sequences of {book.data_name}; "
+                f"run {facts['run']}, configuration {facts['configuration']}, seed {facts['seed']}. In the picture, a "
+                "test sequence and its prediction.")
     places = pdf.build(book.run, chapters, details, {"headline": headline, "date": facts["date"]},
                        _appendices(facts, items, chapters))
     pdf.write_index(book.run, chapters)

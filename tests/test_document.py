@@ -91,7 +91,8 @@ def test_a_figure_is_named_in_the_prose_before_it(tmp_path):
 
 def test_words_are_those_of_prose(tmp_path):
     path = write(tmp_path, "01_first", markdown("# 1. First\n\nOne two three."),
-                 markdown("| four | five |\n|:--|:--|\n| 6 | seven |"), markdown("$$\\mathrm{eight}$$\n\nNine 十一, ten."))
+                 markdown("| four | five |\n|:--|:--|\n| 6 | seven |"),
+                 markdown("$$\\mathrm{eight}$$\n\nNine 十一, ten."))
     chapter, = read_chapters([path])
     assert chapter.words == len("first chapter one two three nine 十 一 ten".split())
 

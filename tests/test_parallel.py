@@ -32,7 +32,8 @@ def close(run, other):
     """Two runs have the same losses, to what a few steps of Adam make of sums that are taken in another order."""
     mine, theirs = read_history(run), read_history(other)
     for name, first, all_ in (("mse", 1e-4, 2e-3), ("loss", 1e-4, 2e-3), ("kl", 1e-3, 3e-2), ("psnr", 2e-3, 5e-3)):
-        values, expected = ([record[name] for record in history if record[name] is not None] for history in (mine, theirs))
+        values, expected = ([record[name] for record in history if record[name] is not None]
+                            for history in (mine, theirs))
         assert len(values) == len(expected)
         assert values[0] == pytest.approx(expected[0], rel=first), name
         assert values == pytest.approx(expected, rel=all_), name
