@@ -124,7 +124,7 @@ class Sweep:
         """The gain in words, with its interval, and whether chance can explain it."""
         gain, half = self.gain(result, other)
         return "no difference" if abs(gain) < 0.005 else (
-            signed(gain, half) + (", within the noise" if abs(gain) <= half else ""))
+            signed(gain, half) + (" (within the noise)" if abs(gain) <= half else ""))
 
     def in_words(self) -> dict[str, str]:
         """For every group a sentence: which option came first, by how much over the next, and which came last."""
