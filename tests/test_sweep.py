@@ -110,6 +110,16 @@ def test_the_recorded_sweep_has_three_seeds_of_every_option(choices):
     assert all(len(r.sampled) >= 3 for r in results)
 
 
+def test_readme_tells_the_recorded_numbers():
+    recorded = sweep.Sweep.read(sweep.RECORDED / "sweep_extras.csv")
+    text = (sweep.PROJECT / "README.md").read_text(encoding="utf-8")
+    for r in recorded.results:
+        gain = "reference" if r.is_reference else sweep.signed(*recorded.gain(r)).removesuffix(" dB")
+        row = next(line for line in text.splitlines() if line.startswith(f"| {r.option} |"))
+        assert row.replace("*", "") == f"| {r.option} | {r.sampled.mean():.2f} | {r.mean.mean():.2f} | {gain} |"
+    assert f"{int(recorded.facts['sequences']):,} sequences a run" in text
+
+
 def test_every_option_of_every_sweep_is_a_configuration():
     for groups in sweep.SWEEPS.values():
         for options in groups.values():
