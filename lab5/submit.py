@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 
@@ -86,9 +87,8 @@ def _reopen(path: Path, name: str, members: dict[str, Path]) -> None:
             broken = archive.testzip()
             if broken or sorted(archive.namelist()) != sorted(f"{name}/{place}" for place in members):
                 raise RuntimeError(f"{path}: {broken or 'its list of files'} is not what was written; try again")
-            with archive.open(f"{name}/report.pdf") as report:
-                if not PdfReader(report).pages:
-                    raise RuntimeError(f"{path}: the report in it has no pages; make it again with `lab5 rubric`")
+            if not PdfReader(BytesIO(archive.read(f"{name}/report.pdf"))).pages:
+                raise RuntimeError(f"{path}: the report in it has no pages; make it again with `lab5 rubric`")
     except (BadZipFile, PdfReadError) as error:
         raise RuntimeError(f"{path}: cannot be read back ({error}); try again") from error
 
