@@ -7,7 +7,10 @@ its first frames given, the lab's PSNR of every predicted frame, the mean over f
 from __future__ import annotations
 
 import csv
+import ctypes
+import functools
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -47,6 +50,19 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     abilities = getattr(torch.cpu, "get_capabilities", dict)()
     return "bfloat16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "float32"
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Let the C library keep what a batch frees for the next batch, which needs as much (glibc; elsewhere nothing).
+
+    By default it maps every large tensor anew, and the kernel clears each of its pages: on two cores that took more
+    time than the arithmetic of an evaluation (`benchmarks/README.md`).
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3             # malloc.h
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
@@ -153,6 +169,7 @@ def evaluate(model: CVAE, pack: Pack, *, protocols: tuple[str, ...] = tuple(PROT
     unknown = set(protocols) - set(PROTOCOLS)
     if unknown:
         raise ValueError(f"unknown protocol {', '.join(sorted(unknown))}; the protocols are {', '.join(PROTOCOLS)}")
+    keep_memory()
     config, device = model.config, model.condition_mean.device
     best_of = best_of or config.best_of
     precision = choose_precision(precision, device)

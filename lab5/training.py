@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from lab5 import checkpoint, parallel, schedules
 from lab5.config import Config
 from lab5.data import Pack, condition_statistics, to_video, training_loader
-from lab5.evaluation import autocast, choose_device, choose_precision, evaluate
+from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, keep_memory
 from lab5.model import CVAE, ElboTerms
 
 Record = dict[str, Any]
@@ -46,6 +46,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
         Diverged: the loss became NaN or infinite.
     """
     run = Path(run)
+    keep_memory()
     world = parallel.join()
     share = world.share(config.batch_size)
     claim(run, config)
