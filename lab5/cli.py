@@ -131,6 +131,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.settings:
         book = Workbook(_changed(PRESETS[options.preset], options.settings), book.run, book.data)
     if options.processes > 1:
+        book.prepare()
         chosen = [argument for setting in options.settings for argument in ("--set", setting)]
         parallel.launch(options.processes, ["train", "--preset", options.preset, "--run", str(book.run),
                                             "--data", str(book.data), *chosen])

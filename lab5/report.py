@@ -57,8 +57,7 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
     for notebook in notebooks:
         check_parameters(notebook, parameters)
     (book.run / "notebooks").mkdir(parents=True, exist_ok=True)
-    for split in ("train", "validate", "test"):                 # here, where their progress can be seen
-        book.pack(split)
+    book.prepare()
     with tqdm(notebooks, unit="notebook", desc="workbook") as bar:
         for notebook in bar:
             with _watch(book.run, bar, notebook.stem):

@@ -222,8 +222,7 @@ def sweep(book: Workbook, groups: dict[str, Options], share: float = 0.1, seeds:
 
 def _train(variants: list[Workbook]) -> None:
     """Train and score runs, side by side on a CPU."""
-    for split in ("train", "validate", "test"):                 # before several processes ask for it at once
-        variants[0].pack(split)
+    variants[0].prepare()
     at_once = 1 if torch.cuda.is_available() else min(cores(), len(variants))
     with tqdm(total=len(variants), desc="sweep", unit="run") as bar:
         if at_once == 1:

@@ -96,6 +96,11 @@ class Workbook:
             simulate(self.data, config.sim_train, config.sim_validate, config.sim_test, seed=SIMULATION_SEED)
         return open_pack(self.data, split)
 
+    def prepare(self) -> None:
+        """Have all splits simulated and packed now, where progress can be seen and before several processes ask."""
+        for split in ("train", "validate", "test"):
+            self.pack(split)
+
     @property
     def data_name(self) -> str:
         """What results are to be called: on the simulated robot, or on a real data set."""
