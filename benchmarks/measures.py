@@ -79,6 +79,15 @@ def training_steps(config: Config, forced: bool, repeats: int) -> Row:
             config.batch_size / before, config.batch_size / after, "sequences/s")
 
 
+def multiplying(size: int = 2048) -> Row:
+    """Square matrix products in float32 and in bfloat16: how much of a ratio the processor itself has to give."""
+    device = choose_device()
+    plain = torch.rand(size, size, device=device)
+    before, after = fastest(lambda: plain @ plain, lambda half=plain.bfloat16(): half @ half, repeats=20)
+    gigaflop = 2 * size ** 3 / 1e9
+    return f"matrix product of {size}, float32 and bfloat16", gigaflop / before, gigaflop / after, "GFLOP/s"
+
+
 def reading(root: Path, pack: Pack, config: Config) -> Row:
     """Batches of windows: decoded from the PNG tree as the lab's loader does, and from the pack."""
     from PIL import Image
@@ -166,7 +175,8 @@ def main() -> None:
     options = parser.parse_args()
     keep_memory()                                               # as training and evaluation do
     full, quick = preset("full", width=options.width), preset("quick")
-    rows = [training_steps(full, forced, options.repeats) for forced in (True, False)]
+    rows = [multiplying()] if choose_precision("auto", choose_device()) == "bfloat16" else []
+    rows += [training_steps(full, forced, options.repeats) for forced in (True, False)]
     rows += [training_steps(quick, forced, options.repeats) for forced in (True, False)]
     with tempfile.TemporaryDirectory() as folder:
         simulate(folder, 48, 1, 16, progress=False)

@@ -401,6 +401,10 @@ class Batch:
     condition: torch.Tensor                     # (T, B, D) float32
     index: torch.Tensor                         # (B,) int64, which sequences of the split
 
+    def pin_memory(self) -> Batch:
+        """What the loader calls where a GPU waits: from pinned memory a copy to it need not wait in turn."""
+        return Batch(self.frames.pin_memory(), self.condition.pin_memory(), self.index)
+
 
 class Windows(Dataset):
     """Windows of `length` frames, one of each sequence of a pack.
@@ -492,7 +496,7 @@ def evaluation_loader(pack: Pack, length: int, batch_size: int, limit: int | Non
 def _loader(windows: Windows, keys, workers: int) -> DataLoader:
     # its own generator: a loader that is made anew on resuming must not move torch's global random state
     return DataLoader(windows, batch_sampler=keys, num_workers=workers, collate_fn=_as_it_is,
-                      generator=torch.Generator())
+                      generator=torch.Generator(), pin_memory=torch.cuda.is_available())
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -117,11 +117,24 @@ class CVAE(nn.Module):
         seen = self.config.n_past
         if len(context) != seen:
             raise ValueError(f"predict was given {len(context)} context frames; the model is made for {seen}")
+        return self._generate(context, condition, noise)
+
+    def predict_one_step(self, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Each future frame from the true ones before it, z from the prior: generation with teacher forcing.
+
+        To look at how errors pile up without it; as a score it would be another, easier task's. Arguments are those
+        of `predict`, but for the frames (T, B, C, H, W), of which the last is not used.
+        """
+        return self._generate(frames, condition, noise)
+
+    def _generate(self, known: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Frames from n_past on, z from the prior, each from the frame before it: the known one or the prediction."""
+        seen = self.config.n_past
         told = (condition - self.condition_mean) / self.condition_std
-        h, maps = self._encode(context, told[:seen])
+        h, maps = self._encode(known, told[:len(known)])
         c = self._embed(told)
-        mu, logvar, _ = self.posterior(torch.cat([h[1:], c[:seen - 1]], dim=-1))        # of frames that are known
-        passes = [(0, seen - 1, True), *((step, step + 1, step < seen) for step in range(seen - 1, len(c)))]
+        mu, logvar, _ = self.posterior(torch.cat([h[1:seen], c[:seen - 1]], dim=-1))    # of the context
+        passes = [(0, seen - 1, True), *((step, step + 1, step < len(known)) for step in range(seen - 1, len(c)))]
         return self._unroll(h, maps, told, c, (mu, logvar), noise, passes, wanted=seen - 1)[0]
 
     def _unroll(self, h: torch.Tensor, maps: Maps, told: torch.Tensor, c: torch.Tensor,

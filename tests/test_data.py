@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 from collections import Counter, namedtuple
@@ -612,3 +613,23 @@ def test_a_real_bair_sequence_is_read_as_it_is(bair_root, tmp_path):
     (batch,) = evaluation_loader(pack, 12, 12)
     held, future = data.to_video(batch.frames[1]), data.to_video(batch.frames[2:])
     assert 11 < -10 * torch.log10((future - held).square().mean()) < 25    # dB, as BAIR's hold-last-frame is
+
+
+def test_a_set_larger_than_memory_is_read_a_window_at_a_time(tmp_path):
+    """A pack of a tebibyte, all of it a hole in the disk: what is read is what is asked for."""
+    def hole(name, dtype, *shape):
+        return np.lib.format.open_memmap(tmp_path / f"train.{name}.npy", mode="w+", dtype=dtype, shape=shape)
+
+    N = 2**40 // (30 * 64 * 64 * 3)
+    try:
+        frames, conditions = hole("frames", np.uint8, N, 30, 64, 64, 3), hole("conditions", np.float32, N, 30, 7)
+    except OSError as error:
+        pytest.skip(f"no files with holes of this size here: {error}")
+    frames[-1], conditions[-1] = 7, 0.5
+    pack = data.Pack("train", frames, conditions, ["hole"] * N, "", True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    last = Windows(pack, 12).__getitems__([0, N // 2, N - 1])
+    batch = next(iter(training_loader(pack, 12, 8, seed=1, start_step=10**5, stop_step=10**5 + 1)))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert last.frames[:, 2].eq(7).all() and last.frames[:, :2].eq(0).all() and batch.frames.shape[:2] == (12, 8)
+    assert grown < 300, f"{grown:.0f} MB for a few windows"

@@ -173,3 +173,17 @@ def test_zero_noise_is_the_prior_mean_and_noise_changes_the_future():
     frames, condition, noise = random_batch(config)
     mean = model.predict(frames[:2], condition, torch.zeros_like(noise))
     assert not torch.allclose(mean, model.predict(frames[:2], condition, noise))
+
+
+def test_with_teacher_forcing_a_frame_depends_on_the_true_ones_before_it_and_no_later_one(config):
+    """The first future frame is that of free generation; poison in frame t reaches the predictions after t alone."""
+    model, (frames, condition, noise) = seeded_model(config), random_batch(config, 2)
+    with torch.inference_mode():
+        forced = model.predict_one_step(frames, condition, noise)
+        free = model.predict(frames[:config.n_past], condition, noise)
+        frames[6] = float("nan")
+        poisoned = model.predict_one_step(frames, condition, noise)
+    torch.testing.assert_close(forced[0], free[0])
+    assert (forced[1] - free[1]).abs().max() > 1e-6
+    reached = poisoned.isnan().flatten(1).any(dim=1).tolist()
+    assert reached == [step + config.n_past > 6 for step in range(config.n_future)]
