@@ -33,9 +33,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(action=action)
         return sub
 
-    def run_options(sub: argparse.ArgumentParser) -> None:
+    def folder_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--preset", choices=PRESETS, default="quick")
         sub.add_argument("--run", default="", type=_absolute, help="run folder (default: runs/PRESET in the project)")
+
+    def run_options(sub: argparse.ArgumentParser) -> None:
+        folder_options(sub)
         sub.add_argument("--data", default="", type=_absolute,
                          help="folder that holds processed_data (default: the simulated robot)")
 
@@ -58,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[],
                      help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
     sub.add_argument("--processes", type=int, default=1, help="train in several processes, one a GPU or core")
+
+    sub = command("watch", _watch, "print a line an epoch of a run that is trained elsewhere, until it is finished")
+    folder_options(sub)
 
     sub = command("evaluate", _evaluate, "score a run's best weights on the test split")
     run_options(sub)
@@ -141,6 +147,14 @@ def _train(options: argparse.Namespace) -> None:
         scored = [record["psnr"] for record in history if record["psnr"] is not None]
         print(f"{len(history)} epochs in {book.run}; best validation PSNR {max(scored):.2f} dB")
     parallel.leave()
+
+
+def _watch(options: argparse.Namespace) -> None:
+    from lab5.live import lines
+    from lab5.workbook import open_book
+
+    for line in lines(open_book(options.preset, options.run).run):
+        print(line, flush=True)
 
 
 def _changed(config: Config, settings: list[str]) -> Config:

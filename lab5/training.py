@@ -26,6 +26,7 @@ from lab5.evaluation import autocast, choose_device, choose_precision, evaluate,
 from lab5.model import CVAE, ElboTerms
 
 Record = dict[str, Any]
+OnEpoch = Callable[[list[Record], CVAE], bool | None]
 
 
 class Diverged(RuntimeError):
@@ -33,12 +34,14 @@ class Diverged(RuntimeError):
 
 
 def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, progress: bool = True,
-          on_epoch: Callable[[list[Record]], None] | None = None) -> list[Record]:
+          on_epoch: OnEpoch | None = None) -> list[Record]:
     """Train to the end of the schedule, or go on with the run that is in the folder.
 
     Args:
         run: the run folder; made if it is not there.
-        on_epoch: called with the whole history after each epoch.
+        on_epoch: called with the whole history and the model after each epoch, when both are on the disk. Training
+            ends there if it returns True, and the next call goes on. Of several processes only the first calls it,
+            and what it answers holds for all. It must leave the model as it is, and in training mode.
     Returns:
         The history, a record an epoch.
     Raises:
@@ -75,21 +78,21 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
               disable=not (progress and world.is_first)) as bar:
         for epoch in range(len(history) + 1, config.epochs + 1):
             record = _train_epoch(model, optimizer, loader, epoch, precision, share, bar)
-            if not world.is_first:
-                history.append(record)
-                continue
-            if epoch % config.validate_every == 0 or epoch == config.epochs:
-                scores = evaluate(model, validate_pack, protocols=("sampled",), limit=config.validate_sequences,
-                                  seed=config.seed, precision=precision, progress=False)
-                record["psnr"] = scores.average("sampled")[0]
             history.append(record)
-            _write_history(run, history)
-            if record["psnr"] is not None and record["psnr"] > best:
-                best = record["psnr"]
-                checkpoint.save(run / "best.safetensors", model, epoch=epoch, psnr=best, precision=precision)
-            checkpoint.save(run / "last.safetensors", model, optimizer, epoch=epoch, precision=precision)
-            if on_epoch:
-                on_epoch(history)
+            stop = False
+            if world.is_first:
+                if epoch % config.validate_every == 0 or epoch == config.epochs:
+                    scores = evaluate(model, validate_pack, protocols=("sampled",), limit=config.validate_sequences,
+                                      seed=config.seed, precision=precision, progress=False)
+                    record["psnr"] = scores.average("sampled")[0]
+                _write_history(run, history)
+                if record["psnr"] is not None and record["psnr"] > best:
+                    best = record["psnr"]
+                    checkpoint.save(run / "best.safetensors", model, epoch=epoch, psnr=best, precision=precision)
+                checkpoint.save(run / "last.safetensors", model, optimizer, epoch=epoch, precision=precision)
+                stop = bool(on_epoch and on_epoch(history, model))
+            if parallel.mean(torch.tensor(float(stop), device=device)) > 0:      # one says so, and all end together
+                break
     return history
 
 

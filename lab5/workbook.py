@@ -17,10 +17,10 @@ import re
 import shutil
 import subprocess
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,13 @@ import torch
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
-from lab5 import checkpoint, figures
+from lab5 import checkpoint, figures, live
 from lab5.config import Config, preset
 from lab5.data import Pack, Windows, open_pack
 from lab5.evaluation import PROTOCOLS, Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
 from lab5.model import CVAE
 from lab5.simulator import simulate
-from lab5.training import Record, read_history, train
+from lab5.training import OnEpoch, Record, read_history, train
 
 PROJECT = Path(__file__).resolve().parents[1]
 TRAINED_ON_DEMAND = ("smoke", "quick")          # presets that a later notebook trains by itself
@@ -108,10 +108,11 @@ class Workbook:
 
     # ---- the model ----
 
-    def train(self, on_epoch=None, progress: bool = True) -> list[Record]:
+    def train(self, on_epoch: OnEpoch | None = None, progress: bool = True) -> list[Record]:
         """Train, go on with a run that was cut off, or just read the history of a finished one.
 
-        `on_epoch` is called with the history after each epoch, and once where nothing is left to train.
+        `on_epoch` is called with history and model after each epoch, and ends the training by returning True; where
+        nothing is left to train it is called once, with the best weights.
         Raises NotYet in a folder that holds nothing but weights, which training would overwrite.
         """
         if self.only_weights:
@@ -120,7 +121,7 @@ class Workbook:
         history = read_history(self.run)
         if len(history) == self.config.epochs and (self.run / "best.safetensors").exists():
             if on_epoch:
-                on_epoch(history)
+                on_epoch(history, self.model())
             return history
         train_pack, validate_pack = self.pack("train"), self.pack("validate")
         root = self.data.relative_to(PROJECT) if self.data.is_relative_to(PROJECT) else self.data     # it may move
@@ -167,12 +168,14 @@ class Workbook:
         """Average PSNR in dB of holding the last context frame over a split."""
         return evaluate(self.model(), self.pack(split), protocols=("hold",), progress=False).average("hold")[0]
 
-    def videos(self, index: int, samples: int = 1, split: str = "test") -> dict[str, np.ndarray]:
+    def videos(self, index: int, samples: int = 1, split: str = "test",
+               model: CVAE | None = None) -> dict[str, np.ndarray]:
         """One sequence and its predicted futures, for figures: uint8 (T, H, W, C) each, context frames included.
 
         "truth", then "prediction" (the sample that is graded) and "sample 2", "sample 3", ...
+        They are predicted by `model`; by default with the run's best weights.
         """
-        model, pack = self.model(), self.pack(split)
+        model, pack = model or self.model(), self.pack(split)
         config = model.config
         batch = Windows(pack, config.length).__getitems__([index])
         steps = config.length - 1
@@ -209,16 +212,13 @@ class Workbook:
                 metadata={"lab5": {"figure": path.name}})
         display(Markdown(f"*{caption}*"))
 
-    def live(self, draw: Callable[[list[Record]], Figure]) -> Callable[[list[Record]], None]:
-        """A callback for `train` that redraws one picture after each epoch."""
-        handle = display(Markdown("*The first epoch is under way.*"), display_id=True)
+    def live(self) -> live.View:
+        """Curves, a prediction and a stop button for a training: ``with book.live() as view: book.train(view)``."""
+        return live.View(self.config, self.run, partial(self.videos, 0, split="validate"))
 
-        def redraw(history: list[Record]) -> None:
-            buffer = BytesIO()
-            draw(history).savefig(buffer, format="png", dpi=100)
-            handle.update(Image(data=buffer.getvalue()))
-
-        return redraw
+    def watch(self) -> None:
+        """Draw the curves of a run that is trained elsewhere, until it is finished or this kernel is interrupted."""
+        live.watch(self.run)
 
     def say(self, text: str) -> None:
         """Show a sentence whose numbers were computed."""

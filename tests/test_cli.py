@@ -4,6 +4,7 @@ import pytest
 
 from lab5.cli import main
 from lab5.config import Config
+from lab5.training import read_history
 
 
 def test_check_counts_sequences_and_problems(tiny_root, tmp_path, capsys):
@@ -31,6 +32,20 @@ def test_train_changes_settings_and_evaluate_scores_the_run(tiny_root, tmp_path,
     printed = capsys.readouterr().out
     assert "prior sample (graded)" in printed and "average PSNR" in printed and "grade" in printed
     assert (tmp_path / "run" / "evaluation" / "test" / "per_sequence.csv").exists()
+
+
+def test_watch_prints_a_line_an_epoch_of_what_the_history_says(tiny_root, tmp_path, capsys):
+    run = ["--preset", "smoke", "--run", str(tmp_path / "run")]
+    assert main(["train", *run, "--data", str(tiny_root), "--set", "epochs=2", "--set", "validate_every=2"]) == 0
+    capsys.readouterr()
+    assert main(["watch", *run]) == 0                           # the run's own number of epochs, not the preset's
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split()[:2] == ["epoch", "MSE"] and len({len(line) for line in (heading, *lines)}) == 1
+    for line, record in zip(lines, read_history(tmp_path / "run"), strict=True):
+        epoch, mse, kl, kl_weight, forced, psnr, speed = line.split()
+        assert int(epoch) == record["epoch"] and float(mse) == pytest.approx(record["mse"], abs=1e-5)
+        assert psnr == ("-" if record["psnr"] is None else f"{record['psnr']:.2f}")
+        assert float(speed) == pytest.approx(record["sequences_per_second"], abs=0.1)
 
 
 @pytest.mark.parametrize("arguments, words", [

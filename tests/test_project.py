@@ -27,9 +27,10 @@ scene simulator data checkpoint
 evaluation parallel
 training
 figures
-diagrams widgets
+diagrams live
 workbook
-document
+widgets document
+drive
 pdf rubric
 sweep report
 submit

@@ -86,6 +86,43 @@ def test_a_run_cut_off_around_a_checkpoint_goes_on_to_the_same_weights(moment, c
     assert [(r["epoch"], r["mse"], r["psnr"]) for r in history] == [(r["epoch"], r["mse"], r["psnr"]) for r in unbroken]
 
 
+def exact(history):
+    """What of a history does not hang on the clock."""
+    return [{name: value for name, value in record.items() if "second" not in name} for record in history]
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_run_stopped_after_an_epoch_is_saved_and_goes_on_to_the_same_weights(last, config, tiny_packs, tmp_path):
+    config = config.replace(epochs=3, validate_every=2, norm_freeze=0.5)
+    unbroken = run(config, tiny_packs, tmp_path / "unbroken")
+    stopped = run(config, tiny_packs, tmp_path / "stopped", on_epoch=lambda history, model: len(history) == last)
+    assert stopped == read_history(tmp_path / "stopped") and len(stopped) == last
+    assert checkpoint.load_model(tmp_path / "stopped" / "last.safetensors")[1]["epoch"] == last
+    history = run(config, tiny_packs, tmp_path / "stopped")
+    assert history[:last] == stopped and exact(history) == exact(unbroken)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "unbroken")
+
+
+def test_two_processes_stop_together(config, tiny_root, tmp_path):
+    """Only the first is asked; did the other train on, it would wait for the first until the test's patience ends."""
+    script = tmp_path / "stop.py"
+    script.write_text(f"""
+from pathlib import Path
+from lab5 import config, data, parallel, training
+
+packs = [data.open_pack({str(tiny_root)!r}, split, progress=False) for split in ("train", "validate")]
+settings = config.preset("smoke", precision="float32", batch_size=4, epochs=4)
+history = training.train(settings, *packs, Path({str(tmp_path / "run")!r}), progress=False,
+                         on_epoch=lambda history, model: len(history) == 2)
+print("epochs", len(history))
+parallel.leave()
+""")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("epochs 2") == 2 and len(read_history(tmp_path / "run")) == 2
+
+
 def test_a_killed_process_goes_on_to_the_same_weights(config, tiny_root, tiny_packs, tmp_path):
     """SIGKILL at random moments, started again each time with the same command."""
     changes = ["--set", "precision=float32", "--set", "epochs=6", "--set", "batches_per_epoch=12"]
@@ -113,7 +150,7 @@ def test_a_finished_run_is_not_trained_again(config, tiny_packs, tmp_path):
     run(config, tiny_packs, tmp_path)
     before = weights(tmp_path)
     seen = []
-    run(config, tiny_packs, tmp_path, on_epoch=seen.append)
+    run(config, tiny_packs, tmp_path, on_epoch=lambda history, model: seen.append(history))
     assert weights(tmp_path) == before and seen == []
 
 
@@ -178,7 +215,7 @@ def test_frozen_norms_keep_their_statistics_and_the_weights_go_on(config, tiny_p
     half = config.replace(epochs=4, norm_freeze=0.5)
     seen = []
 
-    def keep(history):
+    def keep(history, model):
         seen.append(statistics(tmp_path))
 
     run(half, tiny_packs, tmp_path, on_epoch=keep)

@@ -38,8 +38,8 @@ def test_an_unknown_preset_is_named_with_the_known_ones():
 
 def test_a_finished_run_is_read_and_told_to_the_live_curve_once(trained):
     told = []
-    history = trained.train(on_epoch=told.append)
-    assert told == [history] and len(history) == trained.config.epochs
+    history = trained.train(on_epoch=lambda history, model: told.append((history, model.config)))
+    assert told == [(history, trained.config)] and len(history) == trained.config.epochs
 
 
 def test_scores_are_kept_until_the_weights_change(trained, tiny_root, tmp_path):
