@@ -1,6 +1,6 @@
 # make report   run the whole workbook (preset quick) and print the grade
 # make test     prove that it is right
-# make lab      open the notebooks in JupyterLab
+# make lab      open the notebooks in JupyterLab (as root, in a container: make lab ARGS=--allow-root)
 # make bench    measure its speed beside the plain loop
 # Each installs what it needs into .venv first. Another preset or data set: make report PRESET=full DATA=/path
 
@@ -18,7 +18,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 lab: .venv/installed
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1 $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

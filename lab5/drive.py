@@ -131,15 +131,15 @@ class Drive:
     def _build(self) -> None:
         names = ("the model", "the simulated robot", "|difference|") if self.robot else ("the model",)
         self.stage, self.ahead = Stage(names), Stage([f"+{step}" for step in range(1, AHEAD + 1)], small=True)
-        self.dx, self.dy = (slider(-REACH, REACH, 0, f"{name} [m]", 0.006) for name in ("dx", "dy"))
-        self.lift, self.grip = (ipywidgets.Checkbox(False, description=name, indent=False)
-                                for name in ("lift", "close the gripper"))
-        self.sampled = ipywidgets.Checkbox(False, description="draw z", indent=False)
+        self.dx, self.dy = (slider(-REACH, REACH, 0, f"{name} [m]", 0.006, ".3f") for name in ("dx", "dy"))
+        self.lift, self.grip, self.sampled = (ipywidgets.Checkbox(False, description=name, indent=False, layout={"width": "auto"})
+                                              for name in ("lift", "close the gripper", "draw z"))
         self.steps = [self._button(text, why, functools.partial(self.step, *move)) for text, why, move in (
             ("↖", "", (-1, -1)), ("↑", "away", (-1, 0)), ("↗", "", (-1, 1)),
             ("←", "left", (0, -1)), ("•", "stay", (0, 0)), ("→", "right", (0, 1)),
             ("↙", "", (1, -1)), ("↓", "near", (1, 0)), ("↘", "", (1, 1)))]
-        pad = ipywidgets.GridBox(self.steps, layout={"grid_template_columns": "repeat(3, 2.8em)", "grid_gap": "2px"})
+        pad = ipywidgets.GridBox(self.steps, layout={
+            "grid_template_columns": "repeat(3, 3.4em)", "flex": "none", "overflow": "visible"})
         self.go = self._button("step", "take the step that the sliders say", self.step)
         self.undo = self._button("undo", "take the last step back", self.take_back)
         self.reset = self._button("reset", "back to the two real frames", functools.partial(self.take_back, True))
@@ -155,7 +155,7 @@ class Drive:
                             self.words, *([self.curve] if self.robot else []))
 
     def _button(self, text: str, tooltip: str, action) -> ipywidgets.Button:
-        button = ipywidgets.Button(description=text, tooltip=tooltip or text, layout={"width": "auto"})
+        button = ipywidgets.Button(description=text, tooltip=tooltip or text, layout={"width": "auto", "padding": "0 .9em"})
         button.on_click(lambda _: action())
         return button
 

@@ -32,7 +32,8 @@ MODES = {"prior sample": "sample", "prior mean": "mean", "posterior": "posterior
 STYLE = """<style>
 .lab5 { --lab5-0: #17456e; --lab5-1: #c2460f; --lab5-2: #35998a; --lab5-3: #75417f; max-width: 60em; }
 [data-jp-theme-light="false"] .lab5 { --lab5-0: #7db4e8; --lab5-1: #f0854f; --lab5-2: #5cc4b3; --lab5-3: #c493d0; }
-.lab5 .lab5-frame { image-rendering: pixelated; width: 100%; border: 3px solid var(--lab5-2); }
+.lab5 .lab5-frame { image-rendering: pixelated; width: 100%; box-sizing: border-box; margin: 0;
+  border: 3px solid var(--lab5-2); }
 .lab5 .lab5-frame.predicted { border-color: var(--lab5-1); }
 .lab5 .lab5-panel { width: 11.5em; margin: 0 .5em .25em 0; }
 .lab5 .lab5-small .lab5-panel { width: 6em; }
@@ -128,11 +129,12 @@ def range_of(*values: np.ndarray, least: float = 1.0) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def slider(low: float, high: float, value: float, name: str, step: float | None = None) -> ipywidgets.Widget:
+def slider(low: float, high: float, value: float, name: str, step: float | None = None,
+           form: str = ".2f") -> ipywidgets.Widget:
     """A slider for whole numbers, or with a step for others; it answers while it is dragged."""
     kind = ipywidgets.IntSlider if step is None else ipywidgets.FloatSlider
     return kind(min=low, max=high, value=value, step=step or 1, description=name, layout={"width": "24em"},
-                style={"description_width": "7em"}, **({} if step is None else {"readout_format": ".2f"}))
+                style={"description_width": "7em"}, **({} if step is None else {"readout_format": form}))
 
 
 def watch(controls: Sequence[ipywidgets.Widget], answer: Callable[[], None]) -> None:
@@ -199,6 +201,22 @@ class Player:
         self.row = ipywidgets.HBox([self.play, self.slider])
 
 
+class Videos:
+    """Videos side by side to be played, uint8 (T, H, W, C), all of one length; the first `n_past` frames are context."""
+
+    def __init__(self, videos: dict[str, np.ndarray], n_past: int) -> None:
+        self.videos, self.seen = videos, n_past
+        self.player, self.stage = Player(len(next(iter(videos.values())))), Stage(tuple(videos))
+        watch([self.player.slider], self.draw)
+        self.widget = stack(self.stage, self.player.row)
+        self.draw()
+
+    def draw(self) -> None:
+        """Show the frames at the slider."""
+        t = self.player.slider.value
+        self.stage.show({name: video[t] for name, video in self.videos.items()}, t >= self.seen)
+
+
 class StepThrough:
     """A prediction frame by frame: truth, prediction and difference, and the PSNR so far as a curve.
 
@@ -213,12 +231,12 @@ class StepThrough:
         order = np.argsort(scores, kind="stable")
         named = [("worst", order[0]), ("median", order[(len(order) - 1) // 2]), ("best", order[-1])]
         self.rule = ipywidgets.ToggleButtons(options=[(name, int(place)) for name, place in named], value=None,
-                                             style={"button_width": "5em"})
+                                             style={"button_width": "6.5em"})
         self.number = ipywidgets.BoundedIntText(index, 0, len(scores) - 1, description="sequence",
                                                 layout={"width": "12em"})
         self.mode = ipywidgets.Dropdown(options=MODES, description="z from", layout={"width": "16em"})
         self.sample = ipywidgets.BoundedIntText(0, 0, 99, description="sample", layout={"width": "11em"})
-        self.forced = ipywidgets.Checkbox(False, description="teacher forcing", indent=False)
+        self.forced = ipywidgets.Checkbox(False, description="teacher forcing", indent=False, layout={"width": "auto"})
         self.player = Player(self.futures.config.length)
         self.stage, self.curve = Stage(("truth", "prediction", "|difference|")), ipywidgets.HTML()
         self.words = ipywidgets.HTML()

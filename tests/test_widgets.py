@@ -84,6 +84,15 @@ def test_a_line_beyond_the_cursor_is_faint_and_values_that_are_no_numbers_are_le
     assert (len(faint), len(solid)) == (2, 1) and "nan" not in whole
 
 
+def test_videos_are_played_frame_by_frame():
+    videos = {name: np.random.default_rng(seed).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+              for seed, name in enumerate("ab")}
+    played = widgets.Videos(videos, n_past=2)
+    for t in (4, 1):
+        played.player.slider.value = t
+        assert all((shown(played.stage, name) == video[t]).all() for name, video in videos.items())
+
+
 # ---- the latent space ----
 
 def test_a_turned_number_changes_what_is_shown_and_zero_does_not(book):

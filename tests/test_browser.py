@@ -1,0 +1,343 @@
+"""The workbook as a student meets it: JupyterLab in a real browser, its cells run and its widgets operated.
+
+Chromium looks at the server that `make lab` starts, on small copies of the notebooks. A test sees what is on
+the screen, not what a widget holds. `LAB5_SCREENSHOTS=folder` leaves a picture of every notebook and widget.
+"""
+
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import nbformat
+import papermill
+import pytest
+from jupyter_server.serverapp import list_running_servers
+
+from lab5.report import find_notebooks
+from lab5.training import read_history
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+expect = sync_api.expect
+if not shutil.which("chromium"):
+    pytest.skip("no chromium on the path: apt-get install chromium", allow_module_level=True)
+
+PROJECT = Path(__file__).parents[1]
+NOTEBOOKS = find_notebooks()
+SCREENSHOTS = os.environ.get("LAB5_SCREENSHOTS")
+LAPTOP = {"width": 1366, "height": 768}
+FOLDERS = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
+           "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")                # what this machine's user has set plays no part
+OUTPUT = ".jp-Cell-outputArea > * > .jp-OutputArea-output"
+CODE_CELLS = """Array.from(jupyterapp.shell.currentWidget.content.model.cells, cell => cell.toJSON())
+                .filter(cell => cell.cell_type === 'code')"""
+
+
+# ---- the server, the browser, and a notebook that has run ----
+
+@pytest.fixture(scope="module")
+def lab(tiny_root, tmp_path_factory):
+    """The server of `make lab` on small copies of the notebooks: its `url` and its `token`."""
+    folder = tmp_path_factory.mktemp("lab")
+    notebooks = folder / "notebooks"
+    notebooks.mkdir()
+    parameters = {"preset": "smoke", "run": str(folder / "run"), "data": str(tiny_root)}
+    for path in NOTEBOOKS:
+        papermill.execute_notebook(path, notebooks / path.name, parameters, prepare_only=True, progress_bar=False)
+    settings = folder / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    options = re.search(r"jupyter lab notebooks (.*) \$\(ARGS\)", (PROJECT / "Makefile").read_text())[1].split()
+    command = [sys.executable, "-m", "jupyterlab", str(notebooks), *options, "--no-browser",
+               "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
+    if os.geteuid() == 0:
+        command.append("--allow-root")
+    environment = os.environ | {name: str(folder / name) for name in FOLDERS}
+    log = folder / "log"
+    with log.open("w") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as server:
+        try:
+            yield soon(lambda: next(list_running_servers(folder / "JUPYTER_RUNTIME_DIR"), None),
+                       lambda: f"JupyterLab does not start:\n{log.read_text()[-2000:]}")
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser(lab):
+    """Chromium, with the token shown at the door and no other machine in sight."""
+    with sync_api.sync_playwright() as playwright:
+        try:
+            chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"),
+                                                  args=["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"])
+        except sync_api.Error as error:
+            pytest.skip(f"chromium does not start: {error.message.splitlines()[0]}")
+        context = chromium.new_context(base_url=lab["url"], viewport=LAPTOP)
+        context.request.get("lab", params={"token": lab["token"]})
+        yield context
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def tab(browser, request):
+    """A tab of its own for a notebook, whose cells have all run; the kernel goes with the tab."""
+    tab = browser.new_page()
+    tab.complaints = []                                              # errors in the browser's console
+    tab.on("console", lambda message: message.type == "error" and tab.complaints.append(
+        f"{message.text} ({message.location['url']})"))
+    tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    try:
+        run_all(tab, request.param)
+        yield tab
+    finally:
+        tab.evaluate("jupyterapp.serviceManager.sessions.shutdownAll()")
+        tab.close()
+
+
+@pytest.fixture
+def page(tab):
+    """A notebook that has run, asked for with `on`; tests of one notebook share its tab. None may draw a complaint."""
+    yield tab
+    assert not tab.complaints
+
+
+def on(*notebooks: str):
+    """Marks a test that takes place in each of these notebooks."""
+    return pytest.mark.parametrize("tab", notebooks, indirect=True)
+
+
+def run_all(page, notebook: str) -> None:
+    """Open a notebook and run it from top to bottom; fails where a cell does."""
+    page.goto(f"lab/workspaces/{notebook}/tree/{notebook}.ipynb")
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+    page.evaluate("""() => { window.fine = null
+        jupyterapp.commands.execute('notebook:run-all-cells').then(fine => window.fine = fine) }""")
+    page.wait_for_function("window.fine !== null", timeout=300_000)
+    cells = page.evaluate(CODE_CELLS)
+    errors = ["\n".join(output["traceback"]) for cell in cells for output in cell["outputs"]
+              if output["output_type"] == "error"]
+    assert not errors, errors[0]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert page.evaluate("window.fine")
+
+
+# ---- a student's hands and eyes ----
+
+def soon(look, otherwise=lambda: "it does not come", seconds: float = 30):
+    """What `look()` finds, as soon as it finds anything; fails with the words of `otherwise()` if it never does."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, otherwise()
+        time.sleep(0.05)
+    return found
+
+
+def changes(look, act) -> bool:
+    """Whether `look()` finds something else soon after `act()`: image.screenshot, label.inner_text, ..."""
+    before = look()
+    act()
+    return soon(lambda: look() != before, lambda: "nothing changes")
+
+
+def board(page, text: str):
+    """The widget that has these words on it. All that follows happens on a board."""
+    return page.locator(".lab5").filter(has_text=text)
+
+
+def panel(board, name: str):
+    """The picture under this name."""
+    return board.locator(".lab5-panel").filter(has=board.page.get_by_text(name, exact=True)).locator("img")
+
+
+def control(board, description: str):
+    """The slider, dropdown, box or field with this description beside it."""
+    return board.locator(".jupyter-widgets:has(> label)").filter(
+        has=board.page.get_by_text(description, exact=True))
+
+
+def button(board, name: str):
+    """The button with this text, this tooltip or this icon."""
+    return board.locator(".jupyter-button").filter(has_text=re.compile(rf"^\s*{re.escape(name)}\s*$")).or_(
+        board.locator(f'.jupyter-button:is([title="{name}"], :has([class~="fa-{name}"]))'))
+
+
+def press(board, description: str, key: str) -> None:
+    """A key on a slider's handle: ArrowRight, ArrowLeft, Home, End."""
+    control(board, description).locator(".noUi-handle").press(key)
+
+
+def drag(board, description: str, share: float) -> None:
+    """Drag a slider's handle to a share of its way, 0 at the left and 1 at the right."""
+    slider, mouse = control(board, description), board.page.mouse
+    slider.locator(".noUi-handle").hover()
+    way = slider.locator(".noUi-base").bounding_box()
+    mouse.down()
+    mouse.move(way["x"] + share * way["width"], way["y"] + way["height"] / 2, steps=5)
+    mouse.up()
+
+
+def choose(board, description: str, option: str) -> None:
+    """Choose an option of a dropdown."""
+    control(board, description).locator("select").select_option(option)
+
+
+def delay(image, act) -> float:
+    """Milliseconds from the key that `act()` presses to the next picture in an image."""
+    image.evaluate("""image => { window.delay = new Promise(done => addEventListener('keydown', () => {
+        const start = performance.now()
+        image.addEventListener('load', () => requestAnimationFrame(() => done(performance.now() - start)), {once: true})
+    }, {once: true, capture: true})) }""")
+    act()
+    return image.page.evaluate("window.delay")
+
+
+def photograph(place, name: str) -> None:
+    """The screen with this place on it, in the dark and the light theme, where pictures are wanted."""
+    for theme in ("JupyterLab Dark", "JupyterLab Light") if SCREENSHOTS else ():
+        place.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+        place.page.wait_for_selector(f'body[data-jp-theme-name="{theme}"]', state="attached")
+        place.page.wait_for_selector("#jupyterlab-splash", state="detached")
+        place.evaluate("place => place.scrollIntoView()")
+        place.page.screenshot(path=Path(SCREENSHOTS) / f"{name}-{theme.split()[1].lower()}.png")
+
+
+# ---- what must hold ----
+
+def test_make_lab_serves_this_machine_only_and_asks_for_its_token(lab):
+    assert lab["hostname"] == "127.0.0.1" and lab["token"]
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(f"{lab['url']}api/contents")
+    assert urlopen(f"{lab['url']}api/contents?token={lab['token']}").status == 200
+
+
+@on(*(path.stem for path in NOTEBOOKS))
+def test_a_notebook_runs_from_top_to_bottom_without_complaint(page, request):
+    name = request.node.callspec.params["tab"]
+    photograph(page.locator(".jp-Cell").first, name)
+    widgets = page.locator(f"{OUTPUT}:has(.jupyter-widgets):not(:has(.widget-hprogress))")
+    for number, widget in enumerate(widgets.all(), start=1):
+        photograph(widget, f"{name}-{number}")
+
+# ---- the widgets ----
+
+@on("06_timesteps")
+def test_a_prediction_can_be_stepped_through(page, capsys):
+    """A key moves picture, words and cursor; play moves on by itself."""
+    player = board(page, "teacher forcing")
+    prediction, words = panel(player, "prediction"), player.get_by_text(re.compile(r"^frame \d+: "))
+    player.scroll_into_view_if_needed()
+    expect(words).to_have_text("frame 0: context")
+    cursor = player.locator("svg .cursor")
+    assert changes(lambda: cursor.get_attribute("x1"), lambda: press(player, "frame", "End"))
+    expect(words).to_have_text(re.compile(r"frame 11: predicted, [\d.]+ dB; average so far [\d.]+ dB"))
+    last = prediction.screenshot()
+    press(player, "frame", "Home")
+    assert soon(lambda: prediction.screenshot() != last)
+    times = [delay(prediction, lambda: press(player, "frame", "ArrowRight")) for _ in range(11)]
+    with capsys.disabled():
+        print(f"\nfrom the key to the picture: {statistics.median(times):.0f} ms (median of {len(times)})")
+    press(player, "frame", "Home")
+    assert changes(prediction.screenshot, button(player, "play").click)
+    button(player, "pause").click()
+    photograph(player, "step-through")
+
+
+@on("06_timesteps")
+def test_another_future_can_be_asked_for(page):
+    """Each control changes what is seen: the sequence, where z comes from, teacher forcing."""
+    player = board(page, "teacher forcing")
+    truth, prediction = panel(player, "truth"), panel(player, "prediction")
+    press(player, "frame", "End")
+    player.locator(".widget-toggle-button", has_text="worst").click()
+    number = control(player, "sequence").locator("input")
+    worst = number.input_value()
+    assert changes(truth.screenshot, player.locator(".widget-toggle-button", has_text="best").click)
+    assert number.input_value() != worst
+    assert changes(prediction.screenshot, lambda: choose(player, "z from", "posterior"))
+    curve = player.locator("svg polyline")
+    forcing = player.get_by_label("teacher forcing")
+    assert changes(curve.count, forcing.check) and player.get_by_text("without teacher forcing").is_visible()
+    forcing.uncheck()
+    choose(player, "z from", "prior sample")
+    assert changes(truth.screenshot, lambda: (number.fill(worst), number.press("Enter")))
+
+
+@on("06_timesteps")
+def test_the_robot_can_be_driven(page, lab):
+    """Pad and sliders steer the model and the simulated robot; steps can be taken back, and the drive be kept."""
+    wheel = board(page, "the simulated robot")
+    model, robot, ahead = (panel(wheel, name) for name in ("the model", "the simulated robot", "+5"))
+    wheel.scroll_into_view_if_needed()
+    start = robot.screenshot()
+    assert changes(robot.screenshot, button(wheel, "→").click)
+    assert changes(model.screenshot, button(wheel, "↑").click)
+    expect(wheel.get_by_text(re.compile("^2 steps, "))).to_be_visible()
+    assert changes(ahead.screenshot, lambda: drag(wheel, "dy [m]", 0))
+    photograph(wheel, "drive")
+    button(wheel, "save GIF").click()
+    saved = wheel.get_by_text(re.compile("^saved: "))
+    expect(saved).to_be_visible()
+    assert Path(saved.inner_text().removeprefix("saved: ")).read_bytes()[:3] == b"GIF"
+    assert changes(robot.screenshot, button(wheel, "undo").click)
+    button(wheel, "reset").click()
+    assert soon(lambda: robot.screenshot() == start)
+    expect(button(wheel, "undo")).to_be_disabled()
+
+
+@on("07_gifs")
+def test_a_latent_can_be_turned(page):
+    knob = board(page, "z turned")
+    knob.scroll_into_view_if_needed()
+    words = knob.get_by_text(re.compile(r"^frame \d+: z\["))
+    assert changes(words.inner_text, lambda: press(knob, "value", "End"))
+    assert "= 4 changes it" in words.inner_text()
+    difference = panel(knob, "standard deviation")
+    assert changes(difference.screenshot, lambda: press(knob, "samples", "Home"))
+    assert "2 samples deviate" in words.inner_text()
+    knob.locator("select").press("ArrowDown")
+    assert changes(words.inner_text, lambda: press(knob, "frame", "ArrowRight"))
+    photograph(knob, "latent")
+
+
+@on("03_model")
+def test_a_schedule_can_be_bent(page):
+    """The curve answers, and the line below is the command that trains so."""
+    bench = board(page, "KL weight")
+    bench.scroll_into_view_if_needed()
+    curve = bench.locator("svg polyline").first
+    assert changes(lambda: curve.get_attribute("points"), lambda: choose(bench, "KL weight", "cyclical"))
+    assert changes(lambda: curve.get_attribute("points"), lambda: press(bench, "cycles", "ArrowRight"))
+    assert "--set kl_schedule=cyclical --set kl_cycles=4" in bench.locator("code").inner_text()
+    photograph(bench, "schedules")
+
+
+def test_a_training_can_be_watched_and_stopped(browser, lab, tiny_root):
+    """The button ends it after the epoch at hand; the words say where, and the checkpoint is there."""
+    folder = Path(lab["root_dir"])
+    run = folder.parent / "stopped"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(
+        f"from pathlib import Path\nfrom lab5.config import preset\nfrom lab5.workbook import Workbook\n"
+        f"book = Workbook(preset('smoke', epochs=2000), Path({str(run)!r}), Path({str(tiny_root)!r}))\n"
+        "with book.live() as view:\n    book.train(view)")])
+    nbformat.write(notebook, folder / "stop.ipynb")
+    page = browser.new_page()
+    page.goto("lab/workspaces/stop/tree/stop.ipynb")
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+    curves = page.locator(f"{OUTPUT} img").first
+    expect(curves).to_be_visible(timeout=60_000)
+    assert changes(lambda: curves.get_attribute("src"), lambda: None)           # it goes on by itself
+    photograph(curves, "live")
+    button(page, "stop after this epoch").click()
+    words = page.get_by_text(re.compile(r"Stopped after epoch \d+ of 2000"))
+    expect(words).to_be_visible(timeout=60_000)
+    epoch = int(re.search(r"epoch (\d+)", words.inner_text())[1])
+    assert len(read_history(run)) == epoch and (run / "last.safetensors").exists()
+    page.evaluate("jupyterapp.serviceManager.sessions.shutdownAll()")
+    page.close()
