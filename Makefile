@@ -22,6 +22,7 @@ lab: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.scaling
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("lab5 needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

@@ -108,7 +108,8 @@ def measure(root: Path) -> Iterator[Point]:
                "width": lambda v: {"width": v}}
 
     def point(axis: str, value: int, forced: bool | str, measured: tuple[float, float, float]) -> Point:
-        return dict(zip(COLUMNS, (axis, str(value), str(forced), *(f"{number:.4g}" for number in measured)), strict=True))
+        cells = axis, str(value), str(forced), *(f"{number:.4g}" for number in measured)
+        return dict(zip(COLUMNS, cells, strict=True))
 
     todo = [(axis, value) for axis, (_, values) in AXES.items() for value in values]
     for axis, value in tqdm(todo, unit="point"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Callable
 
 import ipywidgets
 import numpy as np
@@ -13,12 +15,16 @@ from lab5.data import Pack, to_video
 from lab5.evaluation import predict
 from lab5.metrics import psnr
 from lab5.simulator import REACH, Robot, sequence_rng
-from lab5.widgets import Futures, Stage, as_pictures, curve, range_of, slider, stack, watch
+from lab5.widgets import Futures, Stage, as_pictures, checkbox, curve, range_of, slider, stack, watch
 from lab5.workbook import SIMULATION_SEED, Workbook
 
 ACTION = 4                                      # numbers of a condition that are the action; the rest is the position
 AHEAD = 5                                       # predicted frames that are shown ahead
 LONGEST = 28                                    # steps of a drive
+# The pad: a sign, where the arm goes, and the signs of dx and dy, which point to the viewer and to the right
+PAD = (("↖", "away and left", (-1, -1)), ("↑", "away", (-1, 0)), ("↗", "away and right", (-1, 1)),
+       ("←", "left", (0, -1)), ("•", "stay", (0, 0)), ("→", "right", (0, 1)),
+       ("↙", "near and left", (1, -1)), ("↓", "near", (1, 0)), ("↘", "near and right", (1, 1)))
 
 
 def steerable(book: Workbook) -> bool:
@@ -132,14 +138,8 @@ class Drive:
         names = ("the model", "the simulated robot", "|difference|") if self.robot else ("the model",)
         self.stage, self.ahead = Stage(names), Stage([f"+{step}" for step in range(1, AHEAD + 1)], small=True)
         self.dx, self.dy = (slider(-REACH, REACH, 0, f"{name} [m]", 0.006, ".3f") for name in ("dx", "dy"))
-        self.lift, self.grip, self.sampled = (ipywidgets.Checkbox(False, description=name, indent=False, layout={"width": "auto"})
-                                              for name in ("lift", "close the gripper", "draw z"))
-        self.steps = [self._button(text, why, functools.partial(self.step, *move)) for text, why, move in (
-            ("↖", "", (-1, -1)), ("↑", "away", (-1, 0)), ("↗", "", (-1, 1)),
-            ("←", "left", (0, -1)), ("•", "stay", (0, 0)), ("→", "right", (0, 1)),
-            ("↙", "", (1, -1)), ("↓", "near", (1, 0)), ("↘", "", (1, 1)))]
-        pad = ipywidgets.GridBox(self.steps, layout={
-            "grid_template_columns": "repeat(3, 3.4em)", "flex": "none", "overflow": "visible"})
+        self.lift, self.grip, self.sampled = (checkbox(name) for name in ("lift", "close the gripper", "draw z"))
+        self.steps = [self._button(text, why, functools.partial(self.step, *move)) for text, why, move in PAD]
         self.go = self._button("step", "take the step that the sliders say", self.step)
         self.undo = self._button("undo", "take the last step back", self.take_back)
         self.reset = self._button("reset", "back to the two real frames", functools.partial(self.take_back, True))
@@ -147,15 +147,17 @@ class Drive:
         self.curve, self.words = ipywidgets.HTML(), ipywidgets.HTML()
         watch([self.dx, self.dy, self.lift, self.grip], self.look_ahead)
         watch([self.sampled], self.draw)
-        switches = ipywidgets.HBox([self.lift, self.grip, self.sampled])
-        steering = ipywidgets.VBox([self.dx, self.dy, switches,
-                                    ipywidgets.HBox([self.go, self.undo, self.reset, self.save])])
-        self.widget = stack(self.stage, ipywidgets.HBox([pad, steering]),
+        self.widget = stack(self.stage, self._steering(),
                             ipywidgets.HTML("What would be seen next, if this action were held:"), self.ahead,
                             self.words, *([self.curve] if self.robot else []))
 
-    def _button(self, text: str, tooltip: str, action) -> ipywidgets.Button:
-        button = ipywidgets.Button(description=text, tooltip=tooltip or text, layout={"width": "auto", "padding": "0 .9em"})
+    def _steering(self) -> ipywidgets.HBox:
+        pad = ipywidgets.GridBox(self.steps, layout={"grid_template_columns": "repeat(3, 3.4em)", "flex": "none"})
+        rows = [self.lift, self.grip, self.sampled], [self.go, self.undo, self.reset, self.save]
+        return ipywidgets.HBox([pad, ipywidgets.VBox([self.dx, self.dy, *map(ipywidgets.HBox, rows)])])
+
+    def _button(self, text: str, tooltip: str, action: Callable[[], None]) -> ipywidgets.Button:
+        button = ipywidgets.Button(description=text, tooltip=tooltip, layout={"width": "auto", "padding": "0 .9em"})
         button.on_click(lambda _: action())
         return button
 
@@ -179,7 +181,7 @@ class Drive:
     def keep(self) -> None:
         """Save the drive as a GIF in the run folder, under a number of its own."""
         folder = self.book.run / "drives"
-        number = sum(1 for _ in folder.glob("*.gif")) + 1
+        number = next(number for number in itertools.count(1) if not (folder / f"drive-{number}.gif").exists())
         panels = {"model": self.imagine(self.actions)} | ({"robot": self.robot.follow(self.actions)}
                                                           if self.robot else {})
         path = figures.gif(folder / f"drive-{number}.gif", panels, n_past=self.seen)
@@ -198,8 +200,9 @@ class Drive:
         self.undo.disabled = self.reset.disabled = self.save.disabled = not count
         for button in (*self.steps, self.go):
             button.disabled = count >= LONGEST
-        self.words.value = (f"{count} step{'s' * (count != 1)}{score}" + (f", as many as there are; undo or reset" * (count >= LONGEST))
-                            + f". The model was trained on {self.futures.config.n_future}.")
+        end = ", and no more: undo or reset" if count >= LONGEST else ""
+        self.words.value = (f"{count} step{'s' * (count != 1)}{score}{end}. The model was trained on "
+                            f"{self.futures.config.n_future}.")
         self.look_ahead()
 
     def _score(self, now: np.ndarray, truth: np.ndarray) -> str:

@@ -137,6 +137,10 @@ def slider(low: float, high: float, value: float, name: str, step: float | None 
                 style={"description_width": "7em"}, **({} if step is None else {"readout_format": form}))
 
 
+def checkbox(name: str) -> ipywidgets.Checkbox:
+    return ipywidgets.Checkbox(False, description=name, indent=False, layout={"width": "auto"})
+
+
 def watch(controls: Sequence[ipywidgets.Widget], answer: Callable[[], None]) -> None:
     """Call `answer` whenever one of the controls has changed."""
     for control in controls:
@@ -202,7 +206,7 @@ class Player:
 
 
 class Videos:
-    """Videos side by side to be played, uint8 (T, H, W, C), all of one length; the first `n_past` frames are context."""
+    """Videos side by side to be played: uint8 (T, H, W, C), the first `n_past` frames context."""
 
     def __init__(self, videos: dict[str, np.ndarray], n_past: int) -> None:
         self.videos, self.seen = videos, n_past
@@ -236,7 +240,7 @@ class StepThrough:
                                                 layout={"width": "12em"})
         self.mode = ipywidgets.Dropdown(options=MODES, description="z from", layout={"width": "16em"})
         self.sample = ipywidgets.BoundedIntText(0, 0, 99, description="sample", layout={"width": "11em"})
-        self.forced = ipywidgets.Checkbox(False, description="teacher forcing", indent=False, layout={"width": "auto"})
+        self.forced = checkbox("teacher forcing")
         self.player = Player(self.futures.config.length)
         self.stage, self.curve = Stage(("truth", "prediction", "|difference|")), ipywidgets.HTML()
         self.words = ipywidgets.HTML()
@@ -374,9 +378,9 @@ class Schedules:
         chosen = {"kl_schedule": self.kind.value, "kl_cycles": self.cycles.value,
                   **{name: control.value for name, control in self.shares.items()}}
         config, progress = self.config.replace(**chosen), np.linspace(0, 1, 401)
+        lines = {"KL weight": schedules.kl_weight, "teacher-forcing ratio": schedules.teacher_forcing_ratio}
         self.cycles.disabled = self.kind.value != "cyclical"
-        self.curve.value = curve({"KL weight": (progress, schedules.kl_weight(config, progress)),
-                                  "teacher-forcing ratio": (progress, schedules.teacher_forcing_ratio(config, progress))},
+        self.curve.value = curve({name: (progress, schedule(config, progress)) for name, schedule in lines.items()},
                                  xlabel="share of the run", ylabel="", x=(0, 1), y=(0, 1))
         changed = [f"--set {name}={value:g}" if isinstance(value, float) else f"--set {name}={value}"
                    for name, value in chosen.items() if value != getattr(self.config, name)]
