@@ -151,7 +151,7 @@ def draw(points: list[Point]) -> Figure:
     memory.set(xscale="log", xlabel="times the least value", ylabel="peak memory [GiB]", ylim=(0, None))
     memory.set_xticks([1, 3, 10, 30, 100], [1, 3, 10, 30, 100])
     memory.minorticks_off()
-    memory.legend()
+    memory.legend(loc="lower right", fontsize=6, labelspacing=0.3, borderpad=0)
     figure.axes[0].legend()
     return figure
 

@@ -223,7 +223,9 @@ def test_a_notebook_runs_from_top_to_bottom_without_complaint(page, request):
     for number, widget in enumerate(widgets.all(), start=1):
         photograph(widget, f"{name}-{number}")
 
+
 # ---- the widgets ----
+
 
 @on("06_timesteps")
 def test_a_prediction_can_be_stepped_through(page, capsys):
