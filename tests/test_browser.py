@@ -25,6 +25,7 @@ from lab5.training import read_history
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 expect = sync_api.expect
+expect.set_options(timeout=30_000)
 if not shutil.which("chromium"):
     pytest.skip("no chromium on the path: apt-get install chromium", allow_module_level=True)
 
@@ -78,6 +79,7 @@ def browser(lab):
         except sync_api.Error as error:
             pytest.skip(f"chromium does not start: {error.message.splitlines()[0]}")
         context = chromium.new_context(base_url=lab["url"], viewport=LAPTOP)
+        context.set_default_timeout(90_000)                          # two cores may be busy with other tests
         context.request.get("lab", params={"token": lab["token"]})
         yield context
         chromium.close()
