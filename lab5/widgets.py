@@ -258,8 +258,7 @@ class StepThrough:
     def draw(self) -> None:
         """Show the frame at the slider, of the future that the controls ask for."""
         index, t, seen = self.number.value, self.player.slider.value, self.futures.config.n_past
-        if self.rule.value != index:
-            self.rule.value = None
+        self.rule.value = index if index in dict(self.rule.options).values() else None
         mode, forced = self.mode.value, self.forced.value
         self.sample.disabled = mode == "mean"
         video, scores = self.futures.of(index, mode, 0 if mode == "mean" else self.sample.value, forced)
