@@ -7,10 +7,12 @@ the screen, not what a widget holds. `LAB5_SCREENSHOTS=folder` leaves a picture 
 import os
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -63,10 +65,17 @@ def lab(tiny_root, tmp_path_factory):
     log = folder / "log"
     with log.open("w") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as server:
         try:
-            yield soon(lambda: next(list_running_servers(folder / "JUPYTER_RUNTIME_DIR"), None),
+            yield soon(lambda: next(filter(listens, list_running_servers(folder / "JUPYTER_RUNTIME_DIR")), None),
                        lambda: f"JupyterLab does not start:\n{log.read_text()[-2000:]}")
         finally:
             server.terminate()
+
+
+def listens(server: dict) -> bool:
+    """Whether a server takes connections: it announces itself a moment before it does."""
+    with suppress(ConnectionRefusedError), socket.create_connection((server["hostname"], server["port"])):
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
