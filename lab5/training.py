@@ -62,7 +62,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, 0.999), fused=True)
 
     history: list[Record] = []
-    if (run / "last.safetensors").exists():
+    if any(path.exists() for path in (run / "last.safetensors", checkpoint.previous(run / "last.safetensors"))):
         facts = checkpoint.restore(run / "last.safetensors", model, optimizer)
         history = read_history(run)[:facts["epoch"]]
         if len(history) < facts["epoch"]:

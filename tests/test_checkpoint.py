@@ -55,3 +55,38 @@ def test_a_checkpoint_of_another_configuration_is_not_restored(config, tmp_path)
     other = seeded_model(config.replace(lr=0.5))
     with pytest.raises(CheckpointError, match="configuration"):
         checkpoint.restore(tmp_path / "last.safetensors", other, torch.optim.Adam(other.parameters()))
+
+
+def saved_twice(config, path):
+    """A checkpoint of epoch 2 with that of epoch 1 before it."""
+    for epoch in (1, 2):
+        checkpoint.save(path, seeded_model(config, seed=epoch), epoch=epoch)
+    return path
+
+
+@pytest.mark.parametrize("place", [3, 12, 300, 0.2, 0.5, 0.999])
+def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(place, config, tmp_path):
+    path = saved_twice(config, tmp_path / "last.safetensors")
+    content = bytearray(path.read_bytes())
+    content[place if isinstance(place, int) else int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="last.safetensors.*last.previous.safetensors"):
+        model, facts = checkpoint.load_model(path)
+    assert facts == {"epoch": 1}
+    expected = seeded_model(config, seed=1).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_a_kill_between_the_two_moves_leaves_the_checkpoint_before(config, tmp_path):
+    path = saved_twice(config, tmp_path / "last.safetensors")
+    path.unlink()
+    with pytest.warns(UserWarning, match="no such checkpoint"):
+        assert checkpoint.load_model(path)[1] == {"epoch": 1}
+
+
+def test_where_both_are_damaged_nothing_is_believed(config, tmp_path):
+    path = saved_twice(config, tmp_path / "last.safetensors")
+    for file in (path, checkpoint.previous(path)):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load_model(path)
