@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from lab5.config import PRESETS, Config
+from lab5.config import PRESETS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     run_options(sub)
     sub.add_argument("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[],
                      help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
+    sub.add_argument("--from", dest="source", default="", type=_absolute, metavar="RUN",
+                     help="begin with the best weights of another run, at their epoch, e.g. with a lower lr")
     sub.add_argument("--processes", type=int, default=1, help="train in several processes, one a GPU or core")
 
     sub = command("watch", _watch, "print a line an epoch of a run that is trained elsewhere, until it is finished")
@@ -133,9 +135,12 @@ def _train(options: argparse.Namespace) -> None:
     from lab5 import parallel
     from lab5.workbook import Workbook, open_book
 
-    book = open_book(options.preset, options.run, options.data)
-    if options.settings:
-        book = Workbook(_changed(PRESETS[options.preset], options.settings), book.run, book.data)
+    if options.source:
+        book = _branch(options)
+    else:
+        book = open_book(options.preset, options.run, options.data)
+        if options.settings:
+            book = Workbook(PRESETS[options.preset].replace(**_changes(options.settings)), book.run, book.data)
     if options.processes > 1:
         book.prepare()
         chosen = [argument for setting in options.settings for argument in ("--set", setting)]
@@ -157,7 +162,18 @@ def _watch(options: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
-def _changed(config: Config, settings: list[str]) -> Config:
+def _branch(options: argparse.Namespace):
+    """The run folder that begins with another run's best weights, on that run's data."""
+    from lab5.training import branch
+    from lab5.workbook import Workbook, open_book
+
+    if not options.run:
+        raise ValueError("--from needs --run, a new folder for the run that goes on from those weights")
+    source = open_book(options.preset, options.source, options.data)
+    return Workbook(branch(source.run, Path(options.run), **_changes(options.settings)), Path(options.run), source.data)
+
+
+def _changes(settings: list[str]) -> dict:
     changes = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -167,7 +183,7 @@ def _changed(config: Config, settings: list[str]) -> Config:
             changes[name] = json.loads(value)
         except json.JSONDecodeError:
             changes[name] = value                               # a word, such as cyclical
-    return config.replace(**changes)
+    return changes
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -12,11 +12,13 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from lab5 import checkpoint, parallel, schedules
@@ -29,8 +31,16 @@ Record = dict[str, Any]
 OnEpoch = Callable[[list[Record], CVAE], bool | None]
 
 
+FALL = 6.0                                      # dB below the best validation that end a run as diverged
+MOST_KL = 1e4                                   # nats a frame; a model that learns says tens, hundreds at most
+
+
 class Diverged(RuntimeError):
-    """The loss is no longer a number. The last good checkpoint is still there."""
+    """Training no longer leads anywhere. The best weights are still there, and the message says how to go on."""
+
+
+class Busy(RuntimeError):
+    """Another process trains in this run folder."""
 
 
 def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, progress: bool = True,
@@ -46,11 +56,30 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
         The history, a record an epoch.
     Raises:
         ValueError: the folder holds a run with another configuration, or its history is torn.
-        Diverged: the loss became NaN or infinite.
+        Busy: another process trains in this folder.
+        Diverged: the loss became NaN or infinite, the KL exploded, or the validation PSNR fell far below its best.
     """
     run = Path(run)
-    keep_memory()
     world = parallel.join()
+    with _alone(run) if world.is_first else nullcontext():
+        return _train(config, train_pack, validate_pack, run, world, progress, on_epoch)
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Hold the run folder, which a killed process lets go of by itself. Raises Busy where another holds it."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with FileLock(run / ".training.lock", timeout=0):
+            yield
+    except Timeout:
+        raise Busy(f"{run}: another process is training this run; `lab5 watch --run {run}` follows it. Stop it, or "
+                   "choose another run folder") from None
+
+
+def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, world: parallel.World, progress: bool,
+           on_epoch: OnEpoch | None) -> list[Record]:
+    keep_memory()
     share = world.share(config.batch_size)
     claim(run, config)
     device = choose_device()
@@ -70,6 +99,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
                              f"{facts['epoch']}; restore the history, or delete the run folder to start anew")
     if world.is_first:
         _write_history(run, history)
+    _refuse_divergence(history, config, run)
 
     best = max((record["psnr"] for record in history if record["psnr"] is not None), default=-np.inf)
     loader = iter(training_loader(train_pack, config.length, config.batch_size, config.seed,
@@ -77,7 +107,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
     with tqdm(total=config.steps, initial=len(history) * config.batches_per_epoch, unit="step", desc="training",
               disable=not (progress and world.is_first)) as bar:
         for epoch in range(len(history) + 1, config.epochs + 1):
-            record = _train_epoch(model, optimizer, loader, epoch, precision, share, bar)
+            record = _train_epoch(model, optimizer, loader, epoch, precision, share, bar, run)
             history.append(record)
             stop = False
             if world.is_first:
@@ -91,6 +121,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
                     checkpoint.save(run / "best.safetensors", model, epoch=epoch, psnr=best, precision=precision)
                 checkpoint.save(run / "last.safetensors", model, optimizer, epoch=epoch, precision=precision)
                 stop = bool(on_epoch and on_epoch(history, model))
+            _refuse_divergence(history, config, run)
             if parallel.mean(torch.tensor(float(stop), device=device)) > 0:      # one says so, and all end together
                 break
     return history
@@ -133,8 +164,52 @@ def _write_history(run: Path, history: list[Record]) -> None:
     checkpoint.write_atomically(run / "history.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
 
 
+def _refuse_divergence(history: list[Record], config: Config, run: Path) -> None:
+    """Raise Diverged where the newest validation lies far below the best: such runs do not come back by themselves."""
+    scored = [(record["psnr"], record["epoch"]) for record in history if record["psnr"] is not None]
+    if scored and scored[-1][0] < max(scored)[0] - FALL:
+        (last, epoch), (best, then) = scored[-1], max(scored)
+        raise Diverged(f"epoch {epoch}: validation PSNR fell to {last:.1f} dB from {best:.1f} dB after epoch {then}. Often "
+                       "this comes as teacher forcing decays and the model must live on its own predictions, at too high "
+                       f"a learning rate. The weights of epoch {then} are kept. {_way_out(config, run)}")
+
+
+def _way_out(config: Config, run: Path) -> str:
+    lower = config.lr / 2
+    return ("Go on from the best weights at half the learning rate:\n"
+            f"  lab5 train --from {run} --run {run}-lr{lower:g} --set lr={lower:g}")
+
+
+def branch(source: Path, run: Path, **changes: Any) -> Config:
+    """Begin a run folder with the best weights of another run, at their epoch, and some settings changed.
+
+    The next `train` goes on from there, with a fresh optimizer. Where the folder is begun already, nothing is written.
+    Raises ValueError where the source has no weights with a history, or a change asks for another model.
+    """
+    model, facts = checkpoint.load_model(source / "best.safetensors")
+    config = model.config.replace(**changes)
+    if any((run / name).exists() for name in ("last.safetensors", "history.jsonl", "best.safetensors")):
+        claim(run, config)
+        return config
+    history = read_history(source)[:facts["epoch"]]
+    if len(history) < facts["epoch"]:
+        raise ValueError(f"{source / 'history.jsonl'}: has {len(history)} epochs, the weights beside it are of epoch "
+                         f"{facts['epoch']}; without them there is no going on")
+    begun = CVAE(config, len(model.condition_mean))
+    try:
+        begun.load_state_dict(model.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{source}: its weights do not fit a model with {changes}; change settings of the training "
+                         "only, such as lr") from error
+    claim(run, config)
+    _write_history(run, history)
+    for name in ("best.safetensors", "last.safetensors"):
+        checkpoint.save(run / name, begun, **facts)
+    return config
+
+
 def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator, epoch: int, precision: str,
-                 share: slice, bar: tqdm) -> Record:
+                 share: slice, bar: tqdm, run: Path) -> Record:
     """One epoch of steps; returns its record, averages over its batches (and over all processes)."""
     config, device = model.config, model.condition_mean.device
     model.train()
@@ -167,9 +242,9 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
         bar.update()
     seconds = time.perf_counter() - started
     loss, mse, kl = (parallel.mean(sums) / config.batches_per_epoch).tolist()
-    if not np.isfinite(loss):
-        raise Diverged(f"epoch {epoch}: the loss is {loss} (mse {mse}, KL {kl}). The last good checkpoint is that "
-                       f"of epoch {epoch - 1}; start again in a new run folder with a learning rate below {config.lr}")
+    if not np.isfinite(loss) or kl > MOST_KL:
+        raise Diverged(f"epoch {epoch}: loss {loss:.4g}, MSE {mse:.4g}, KL {kl:.4g} nats a frame: the training has "
+                       f"diverged, and the last good checkpoint is that of epoch {epoch - 1}. {_way_out(config, run)}")
     bar.set_postfix(epoch=epoch, mse=f"{mse:.4f}", kl=f"{kl:.2f}")
     kl_weight, ratio, lr = (ratios / config.batches_per_epoch).tolist()
     return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from lab5 import checkpoint
-from lab5.training import Diverged, read_history, train
+from lab5.cli import main
+from lab5.training import Busy, Diverged, branch, read_history, train
 
 
 def weights(run: Path) -> bytes:
@@ -222,3 +223,72 @@ def test_frozen_norms_keep_their_statistics_and_the_weights_go_on(config, tiny_p
     moved = [any(not torch.equal(a[0][k], b[0][k]) for k in a[0]) for a, b in itertools.pairwise(seen)]
     learned = [any(not torch.equal(a[1][k], b[1][k]) for k in a[1]) for a, b in itertools.pairwise(seen)]
     assert moved == [True, False, False] and all(learned)
+
+
+def test_a_second_training_in_the_same_folder_is_refused(config, tiny_packs, tmp_path):
+    refused = []
+
+    def meanwhile(history, model):
+        with pytest.raises(Busy, match="another process is training this run"):
+            run(config, tiny_packs, tmp_path)
+        refused.append(len(history))
+
+    run(config, tiny_packs, tmp_path, on_epoch=meanwhile)
+    assert refused == [1, 2]
+    run(config, tiny_packs, tmp_path)                           # and the folder is free again
+
+
+def fallen(config, packs, folder, monkeypatch, scores):
+    """A run whose validations come out as `scores`, until it ends."""
+    from lab5 import training
+
+    class Scores:
+        def __init__(self, psnr):
+            self.psnr = psnr
+
+        def average(self, protocol):
+            return self.psnr, 0.0
+
+    remaining = iter(scores)
+    monkeypatch.setattr(training, "evaluate", lambda *args, **options: Scores(next(remaining)))
+    return run(config.replace(epochs=len(scores)), packs, folder)
+
+
+def test_a_fall_of_the_validation_ends_the_run_and_says_how_to_go_on(config, tiny_packs, tiny_root, tmp_path,
+                                                                     monkeypatch, capsys):
+    folder = tmp_path / "run"
+    words = "fell to 2.0 dB from 14.0 dB after epoch 2.*half the learning rate"
+    with monkeypatch.context() as patch, pytest.raises(Diverged, match=words) as raised:
+        fallen(config, tiny_packs, folder, patch, [10.0, 14.0, 2.0, 14.0])
+    assert len(read_history(folder)) == 3
+    with pytest.raises(Diverged, match="fell to 2.0 dB"):       # the same command does not run on for another night
+        run(config.replace(epochs=4), tiny_packs, folder)
+    command = next(line for line in str(raised.value).splitlines() if line.startswith("  lab5 train")).split()[1:]
+    assert main([*command, "--data", str(tiny_root)]) == 0
+    history = read_history(tmp_path / "run-lr0.0005")
+    assert history[:2] == read_history(folder)[:2] and [r["epoch"] for r in history] == [1, 2, 3, 4]
+    assert history[2]["lr"] == pytest.approx(read_history(folder)[2]["lr"] / 2)
+
+
+@pytest.mark.parametrize("scores", [[15.0, 20.0, 15.0, 21.0], [8.0, 3.0, 9.0, 10.0]])
+def test_an_ordinary_setback_is_not_a_divergence(scores, config, tiny_packs, tmp_path, monkeypatch):
+    assert len(fallen(config, tiny_packs, tmp_path, monkeypatch, scores)) == 4
+
+
+def test_an_exploding_kl_ends_the_run(config, tiny_packs, tmp_path, monkeypatch):
+    import dataclasses
+
+    from lab5.model import CVAE
+
+    terms = CVAE.elbo_terms
+    monkeypatch.setattr(CVAE, "elbo_terms", lambda *args: (
+        lambda found: dataclasses.replace(found, kl=found.kl + 1e6))(terms(*args)))
+    with pytest.raises(Diverged, match="KL 1e\\+06 nats a frame"):
+        run(config, tiny_packs, tmp_path)
+
+
+def test_going_on_with_another_model_is_refused(config, tiny_packs, tmp_path):
+    run(config, tiny_packs, tmp_path / "a")
+    with pytest.raises(ValueError, match="do not fit a model with"):
+        branch(tmp_path / "a", tmp_path / "b", width=8)
+    assert not (tmp_path / "b").exists()
