@@ -126,6 +126,11 @@ def load_model(path: Path) -> tuple[CVAE, dict[str, Any]]:
         raise CheckpointError(f"{path}: not a checkpoint of this package ({error})") from error
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts saved beside the weights. Raises CheckpointError as `load_model` does."""
+    return json.loads(_read(path)[1]["facts"])
+
+
 def restore(path: Path, model: CVAE, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a saved run's weights and optimizer state into these objects; returns the facts saved beside them."""
     tensors, metadata = _read(path)

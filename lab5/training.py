@@ -1,7 +1,7 @@
 """The training loop: teacher forcing, KL annealing, checkpoints, history, and going on after a kill.
 
-A run lives in one folder: ``config.json``, ``history.jsonl`` (a line an epoch), ``last.safetensors``
-(weights, optimizer, position) and ``best.safetensors`` (weights of the best validation PSNR). All
+A run lives in one folder: ``config.json``, ``history.jsonl`` (a line an epoch), ``last.safetensors`` (weights,
+optimizer, position, and the history once more) and ``best.safetensors`` (weights of the best validation PSNR). All
 randomness of step s comes from (seed, s), and the batch of step s too, so the step number is the whole
 position: a run that was killed goes on from its last epoch as if nothing had happened.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -55,7 +56,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
     Returns:
         The history, a record an epoch.
     Raises:
-        ValueError: the folder holds a run with another configuration, or its history is torn.
+        ValueError: the folder holds a run with another configuration.
         Busy: another process trains in this folder.
         Diverged: the loss became NaN or infinite, the KL exploded, or the validation PSNR fell far below its best.
     """
@@ -92,11 +93,7 @@ def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, wor
 
     history: list[Record] = []
     if any(path.exists() for path in (run / "last.safetensors", checkpoint.previous(run / "last.safetensors"))):
-        facts = checkpoint.restore(run / "last.safetensors", model, optimizer)
-        history = read_history(run)[:facts["epoch"]]
-        if len(history) < facts["epoch"]:
-            raise ValueError(f"{run / 'history.jsonl'}: has {len(history)} epochs, the checkpoint beside it "
-                             f"{facts['epoch']}; restore the history, or delete the run folder to start anew")
+        history = checkpoint.restore(run / "last.safetensors", model, optimizer)["history"]
     if world.is_first:
         _write_history(run, history)
     _refuse_divergence(history, config, run)
@@ -119,7 +116,8 @@ def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, wor
                 if record["psnr"] is not None and record["psnr"] > best:
                     best = record["psnr"]
                     checkpoint.save(run / "best.safetensors", model, epoch=epoch, psnr=best, precision=precision)
-                checkpoint.save(run / "last.safetensors", model, optimizer, epoch=epoch, precision=precision)
+                checkpoint.save(run / "last.safetensors", model, optimizer, epoch=epoch, precision=precision,
+                                history=history)
                 stop = bool(on_epoch and on_epoch(history, model))
             _refuse_divergence(history, config, run)
             if parallel.mean(torch.tensor(float(stop), device=device)) > 0:      # one says so, and all end together
@@ -144,19 +142,30 @@ def claim(run: Path, config: Config) -> None:
 def read_history(run: Path) -> list[Record]:
     """The epochs' records, oldest first; an empty list where nothing was trained yet.
 
-    Raises ValueError naming file and line when a line is torn.
+    A torn file is made up for, with a warning, by what the checkpoint beside it says. Raises ValueError naming file
+    and line where that is lost too.
     """
     path = Path(run) / "history.jsonl"
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not a record of an epoch ({error}); "
-                             "delete that line and those after it, and train on") from error
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            torn = ValueError(f"{path}, line {number}: not a record of an epoch ({error}); delete that line and those "
+                              "after it, or the run folder to start anew")
+            return _history_in_checkpoint(path, torn)
     return records
+
+
+def _history_in_checkpoint(path: Path, torn: ValueError) -> list[Record]:
+    try:
+        history = checkpoint.read_facts(path.with_name("last.safetensors"))["history"]
+    except (checkpoint.CheckpointError, KeyError):
+        raise torn from None
+    warnings.warn(f"{torn}. What last.safetensors says is taken instead", stacklevel=3)
+    return history
 
 
 def _write_history(run: Path, history: list[Record]) -> None:
@@ -165,13 +174,13 @@ def _write_history(run: Path, history: list[Record]) -> None:
 
 
 def _refuse_divergence(history: list[Record], config: Config, run: Path) -> None:
-    """Raise Diverged where the newest validation lies far below the best: such runs do not come back by themselves."""
+    """Raise Diverged where the newest validation lies far below the best: such a run does not come back by itself."""
     scored = [(record["psnr"], record["epoch"]) for record in history if record["psnr"] is not None]
     if scored and scored[-1][0] < max(scored)[0] - FALL:
         (last, epoch), (best, then) = scored[-1], max(scored)
-        raise Diverged(f"epoch {epoch}: validation PSNR fell to {last:.1f} dB from {best:.1f} dB after epoch {then}. Often "
-                       "this comes as teacher forcing decays and the model must live on its own predictions, at too high "
-                       f"a learning rate. The weights of epoch {then} are kept. {_way_out(config, run)}")
+        raise Diverged(f"epoch {epoch}: validation PSNR fell to {last:.1f} dB from {best:.1f} dB after epoch {then}. "
+                       "Often this comes as teacher forcing decays and the model must live on its own predictions, at "
+                       f"too high a learning rate. The weights of epoch {then} are kept. {_way_out(config, run)}")
 
 
 def _way_out(config: Config, run: Path) -> str:
@@ -203,8 +212,8 @@ def branch(source: Path, run: Path, **changes: Any) -> Config:
                          "only, such as lr") from error
     claim(run, config)
     _write_history(run, history)
-    for name in ("best.safetensors", "last.safetensors"):
-        checkpoint.save(run / name, begun, **facts)
+    checkpoint.save(run / "best.safetensors", begun, **facts)
+    checkpoint.save(run / "last.safetensors", begun, **facts, history=history)
     return config
 
 

@@ -180,19 +180,41 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(confi
     assert len(read_history(tmp_path)) == 1
 
 
-def test_a_torn_history_is_named_with_its_line(config, tiny_packs, tmp_path):
-    run(config, tiny_packs, tmp_path)
+@pytest.mark.parametrize("tear", [lambda text: text + '{"epoch": 3, "lo', lambda text: text[:-9],
+                                  lambda text: "7\n" + text, lambda text: text.replace("{", "[", 1)])
+def test_a_torn_history_is_restored_from_the_checkpoint(tear, config, tiny_packs, tmp_path):
+    history = run(config, tiny_packs, tmp_path)
     path = tmp_path / "history.jsonl"
-    path.write_text(path.read_text() + '{"epoch": 3, "lo')
-    with pytest.raises(ValueError, match="history.jsonl, line 3"):
+    path.write_text(tear(path.read_text()))
+    with pytest.warns(UserWarning, match="history.jsonl, line"):
+        assert read_history(tmp_path) == history
+    run(config, tiny_packs, tmp_path)
+    assert read_history(tmp_path) == history                    # whole again, without a warning
+    path.write_text("{")
+    for name in ("last.safetensors", "last.previous.safetensors"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match="history.jsonl, line 1"):
         read_history(tmp_path)
 
 
-def test_a_lost_history_is_not_papered_over(config, tiny_packs, tmp_path):
-    run(config, tiny_packs, tmp_path)
+def test_a_lost_history_comes_back_from_the_checkpoint(config, tiny_packs, tmp_path):
+    history = run(config, tiny_packs, tmp_path)
     (tmp_path / "history.jsonl").unlink()
-    with pytest.raises(ValueError, match="has 0 epochs, the checkpoint beside it 2"):
-        run(config, tiny_packs, tmp_path)
+    assert run(config, tiny_packs, tmp_path) == history == read_history(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"",
+                                    lambda content: content[:2000] + b"x" + content[2001:]])
+def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(damage, config, tiny_packs, tmp_path):
+    config = config.replace(epochs=3)
+    unbroken = run(config, tiny_packs, tmp_path / "unbroken")
+    run(config, tiny_packs, tmp_path / "damaged", on_epoch=lambda history, model: len(history) == 2)
+    path = tmp_path / "damaged" / "last.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match="last.previous.safetensors"):
+        history = run(config, tiny_packs, tmp_path / "damaged")
+    assert exact(history) == exact(unbroken)
+    assert weights(tmp_path / "damaged") == weights(tmp_path / "unbroken")
 
 
 def test_the_zero_schedule_trains_without_the_kl(config, tiny_packs, tmp_path):
