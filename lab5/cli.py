@@ -50,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=1)
     sub.add_argument("--workers", type=int, help="processes (default: one a core); the frames do not depend on it")
 
+    sub = command("download", _download, "fetch Berkeley's BAIR archive (32 GB), or go on with it")
+    sub.add_argument("url", nargs="?", default="", help="another address of it, or any file's (default: Berkeley's)")
+    sub.add_argument("--to", type=Path, metavar="PATH", help="file or folder for it (default: its own name, here)")
+    sub.add_argument("--sha256", default="", metavar="HEX", help="what it must have (default: known for Berkeley's)")
+
     sub = command("check", _check, "count the sequences and name every problem of a data set")
     sub.add_argument("root", type=Path, help="folder that holds processed_data")
 
@@ -111,6 +116,12 @@ def _simulate(options: argparse.Namespace) -> None:
     simulate(options.root, options.train, options.validate, options.test, options.length, options.seed, options.workers)
     print(f"{options.train} / {options.validate} / {options.test} sequences of {options.length} frames "
           f"in {options.root / 'processed_data'}")
+
+
+def _download(options: argparse.Namespace) -> None:
+    from lab5.download import BAIR_URL, download
+
+    print(download(options.url or BAIR_URL, options.to, options.sha256))
 
 
 def _check(options: argparse.Namespace) -> int:

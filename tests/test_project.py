@@ -20,7 +20,7 @@ CARD = "torch torchvision jupyterlab matplotlib ipywidgets imageio nbval papermi
 # Each line may import from the lines above it and from its own, left to right
 LAYERS = """
 config
-schedules metrics latents
+schedules metrics latents download
 layers
 model
 scene simulator data checkpoint
