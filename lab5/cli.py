@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import permutations
 from pathlib import Path
 
 from lab5.config import PRESETS
@@ -74,6 +75,17 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("evaluate", _evaluate, "score a run's best weights on the test split")
     run_options(sub)
+
+    sub = command("convert-checkpoint", _convert_checkpoint, "make a run folder of the course template's model.pth")
+    sub.add_argument("checkpoint", type=Path, metavar="MODEL.PTH", help="read without running what is in it")
+    sub.add_argument("run", type=Path, nargs="?", metavar="RUN", help="new folder (default: MODEL_lab5 beside it)")
+    sub.add_argument("--condition", choices=("previous", "target"), default="previous",
+                     help="which step's action and position the predictor was given (default: previous, cond[i-1])")
+    sub.add_argument("--order", choices=["".join(letters) for letters in permutations("hzc")], default="hzc",
+                     help="its input: h, z and condition as they were concatenated (default: hzc)")
+    sub.add_argument("--skip", choices=("context", "early", "latest"), default="",
+                     help="the decoder's skips: of the last context frame (default), of the one before it (the "
+                     "template's i < n_past), or of the newest frame (default where args say last_frame_skip)")
 
     sub = command("sweep", _sweep, "compare settings, one change at a time, under equal budgets")
     run_options(sub)
@@ -202,6 +214,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     from lab5.workbook import open_book
 
     print(summary(open_book(options.preset, options.run, options.data)))
+
+
+def _convert_checkpoint(options: argparse.Namespace) -> None:
+    from lab5.convert import convert, save
+
+    source = options.checkpoint
+    converted = convert(source, options.condition, options.order, options.skip)
+    path = save(converted, options.run or source.with_name(f"{source.stem}_lab5"))
+    config = converted.model.config
+    print(*converted.notes, f"{path}: width {config.width}, g {config.g_dim}, z {config.z_dim}, condition "
+          f"{config.condition}, skips {config.skip}, {config.n_past} + {config.n_future} frames",
+          f"lab5 evaluate --run {path.parent.resolve()} --data FOLDER scores it", sep="\n")
 
 
 def _sweep(options: argparse.Namespace) -> None:
