@@ -360,11 +360,14 @@ def cut_off(path):
     path.write_bytes(path.read_bytes()[:20_000])
 
 
-def garbled(path):
-    written(path, template())
-    content = bytearray(path.read_bytes())
-    content[300:900] = bytes(600)
-    path.write_bytes(content)
+def garbled(at):
+    """A checkpoint with a few bytes changed: those of the pickle are at its beginning, weights in its middle."""
+    def write(path):
+        content = bytearray(written(path, template()).read_bytes())
+        start = int(at * len(content)) + 300
+        content[start:start + 4] = bytes(byte ^ 255 for byte in content[start:start + 4])
+        path.write_bytes(content)
+    return write
 
 
 MISTAKES = {
@@ -374,7 +377,8 @@ MISTAKES = {
     "pickle": (lambda path: path.write_bytes(pickle.dumps({"encoder": 1})), "a bare pickle"),
     "legacy": (lambda path: written(path, template(), _use_new_zipfile_serialization=False), "save it again where"),
     "cut off": (cut_off, "damaged, cut off, or not a checkpoint"),
-    "garbled": (garbled, "damaged, cut off, or not a checkpoint"),
+    "a damaged pickle": (garbled(at=0), "data.pkl is not what was written"),
+    "a damaged weight": (garbled(at=0.5), "is not what was written"),
     "other zip": (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "a"), "not a checkpoint of torch.save"),
     "protocol 4": (lambda path: written(path, template(), pickle_protocol=4), "not a checkpoint of torch.save"),
     "state dict": (lambda path: torch.save(vgg_encoder(G).state_dict(), path), "has no encoder, decoder, frame_pred"),
