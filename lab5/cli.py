@@ -56,8 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--to", type=Path, metavar="PATH", help="file or folder for it (default: its own name, here)")
     sub.add_argument("--sha256", default="", metavar="HEX", help="what it must have (default: known for Berkeley's)")
 
-    sub = command("check", _check, "count the sequences and name every problem of a data set")
-    sub.add_argument("root", type=Path, help="folder that holds processed_data")
+    sub = command("import", _import, "bring real BAIR from Berkeley's TFRecords or the lab's zip, read in place")
+    sub.add_argument("source", type=Path, help="folder or tar of softmotion30_44k, or zip of processed_data")
+    sub.add_argument("root", type=Path, help="folder that gets packed, or with --tree processed_data")
+    sub.add_argument("--camera", choices=("aux1", "main"), default="aux1",
+                     help="whose frames (default: aux1, the lab's)")
+    sub.add_argument("--tree", action="store_true", help="write the lab's folders of PNGs and tables")
+
+    sub = command("check", _check, "count the sequences and name every problem of a data set or of its pack")
+    sub.add_argument("root", type=Path, help="folder that holds processed_data or packed, or what can be imported")
 
     sub = command("pack", _pack, "pack a data set into memory maps, once, for fast reading")
     sub.add_argument("root", type=Path, help="folder that holds processed_data")
@@ -136,13 +143,21 @@ def _download(options: argparse.Namespace) -> None:
     print(download(options.url or BAIR_URL, options.to, options.sha256))
 
 
-def _check(options: argparse.Namespace) -> int:
-    from lab5.data import check, summary
+def _import(options: argparse.Namespace) -> None:
+    from lab5.importer import import_set
 
-    problems = check(options.root)
+    counts = import_set(options.source, options.root, options.camera, options.tree)
+    print(", ".join(f"{split} {count:,}" for split, count in counts.items())
+          + f" sequences in {options.root / ('processed_data' if options.tree else 'packed')}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from lab5.importer import check
+
+    counts, problems = check(options.root)
     for problem in problems:
         print(problem)
-    counts = ", ".join(f"{split} {count:,}" for split, count in summary(options.root).items())
+    counts = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     print(f"{options.root}: {counts or 'no'} sequences, {len(problems)} problem{'s' * (len(problems) != 1)}")
     return 1 if problems else 0
 

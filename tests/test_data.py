@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lab5 import data
+from lab5 import data, packs, sources
 from lab5.data import DataError, Windows, evaluation_loader, open_pack, training_loader
 
 LENGTH = 5                                      # frames of the sequences below
@@ -68,7 +68,7 @@ def packed(tmp_path_factory):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(data, "BLOCK", 2)
+    monkeypatch.setattr(packs, "BLOCK", 2)
 
 
 def first_sequence(root, split="train"):
@@ -142,7 +142,7 @@ DAMAGES = [
     Damage("truncated", cut("2.png", 200), "2.png", "cannot be read as a PNG"),
     Damage("empty file", cut("2.png", 0), "2.png", "cannot be read as a PNG"),
     Damage("not a PNG", lambda f: Image.new("RGB", (64, 64)).save(f / "2.png", "JPEG"), "2.png", "cannot be read as"),
-    Damage("a folder", lambda f: ((f / "2.png").unlink(), (f / "2.png").mkdir()), "2.png", "cannot be read as a PNG"),
+    Damage("a folder", lambda f: ((f / "2.png").unlink(), (f / "2.png").mkdir()), "2.png", "cannot be read .Is a dir"),
     Damage("one table", lambda f: (f / ACTIONS).unlink(), ACTIONS, "is missing"),
     Damage("other table", lambda f: (f / POSITIONS).unlink(), POSITIONS, "is missing"),
     Damage("short table", edit(ACTIONS, lambda rows: rows[:-1]), ACTIONS, "has 4 rows, expected 5"),
@@ -252,7 +252,7 @@ def test_pack_packs_every_split_that_is_there(tmp_path):
     root = write_tree(tmp_path, 2, ["train", "test"])
     data.pack(root, progress=False)
     assert sorted(path.name for path in (root / "packed").glob("*.npy")) == [
-        "test.conditions.npy", "test.frames.npy", "train.conditions.npy", "train.frames.npy"]
+        f"{split}.{name}.npy" for split in ("test", "train") for name in ("conditions", "crc", "frames")]
 
 
 def test_the_simulated_robot_is_marked(tree):
@@ -308,13 +308,13 @@ class Killed(BaseException):
 
 def interrupt_after(monkeypatch, count, stop):
     """Let `count` sequences be read, then call `stop`."""
-    read, calls = data._read_sequence, iter(range(10 ** 6))
+    read, calls = sources.Tree.read, iter(range(10 ** 6))
 
-    def interrupted(*args, **kwargs):
+    def interrupted(*args):
         if next(calls) >= count:
             stop()
-        return read(*args, **kwargs)
-    monkeypatch.setattr(data, "_read_sequence", interrupted)
+        return read(*args)
+    monkeypatch.setattr(sources.Tree, "read", interrupted)
 
 
 def raise_killed():
@@ -325,24 +325,24 @@ def raise_killed():
 def test_an_interrupted_packing_goes_on_to_the_same_end(tmp_path, monkeypatch, small_blocks, capsys, survivors):
     whole = open_pack(write_tree(tmp_path / "whole", 9, ["test"]), "test", progress=False)
     root = write_tree(tmp_path / "broken", 9, ["test"])
-    monkeypatch.setattr(data, "READERS", 1)
+    monkeypatch.setattr(packs, "READERS", 1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         interrupt_after(patch, survivors, raise_killed)
         open_pack(root, "test", progress=False)
     capsys.readouterr()
-    reads, read = [], data._read_sequence
-    monkeypatch.setattr(data, "_read_sequence", lambda path, **kind: reads.append(path.name) or read(path, **kind))
+    reads, read = [], sources.Tree.read
+    monkeypatch.setattr(sources.Tree, "read", lambda *args: reads.append(args[-1]) or read(*args))
     pack = open_pack(root, "test", progress=False)
     done = survivors // 2 * 2                                   # blocks of two
-    assert sorted(reads, key=int) == [str(n) for n in range(done, 9)]
+    assert reads == [f"traj_0_to_255.tfrecords/{n}" for n in range(done, 9)]
     assert f"goes on after {done} of 9" in capsys.readouterr().out
     assert pack.fingerprint == whole.fingerprint
-    for name in ("test.frames.npy", "test.conditions.npy"):
+    for name in ("test.frames.npy", "test.conditions.npy", "test.crc.npy"):
         assert (root / "packed" / name).read_bytes() == (tmp_path / "whole" / "packed" / name).read_bytes()
 
 
 def pack_and_die(root):
-    data.BLOCK = data.READERS = 1
+    packs.BLOCK = packs.READERS = 1
     interrupt_after(pytest.MonkeyPatch(), 3, lambda: os.kill(os.getpid(), signal.SIGKILL))
     open_pack(root, "test", progress=False)
 
@@ -354,20 +354,20 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_complete(tmp_path, ca
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     with pytest.raises(DataError, match=r"only 3 of 5 sequences are packed"):
-        data._open(root / "packed", "test")
+        packs._open(root / "packed", "test")
     pack = open_pack(root, "test", progress=False)
     assert "goes on after 3 of 5" in capsys.readouterr().out
     np.testing.assert_array_equal(pack.frames, [[frame(n, t) for t in range(LENGTH)] for n in range(5)])
 
 
 def pack_and_log(root, log, start):
-    read = data._read_sequence
+    read = sources.Tree.read
 
-    def logged(folder, **kind):
+    def logged(tree, survey, name):
         with open(log, "a") as file:
-            file.write(f"{folder.name}\n")
-        return read(folder, **kind)
-    data._read_sequence = logged
+            file.write(f"{name.rpartition('/')[2]}\n")
+        return read(tree, survey, name)
+    sources.Tree.read = logged
     start.wait(60)
     data.pack(root, progress=False)
 
@@ -419,7 +419,7 @@ def test_a_damaged_pack_is_packed_again_and_says_why(tree, ruin, capsys):
     ruin(tree / "packed")
     capsys.readouterr()
     with pytest.raises(DataError):
-        data._open(tree / "packed", "test")
+        packs._open(tree / "packed", "test")
     pack = open_pack(tree, "test", progress=False)
     assert re.search(r"test\.(json|frames\.npy|conditions\.npy): (cannot be used|is not there).*; packing test",
                      capsys.readouterr().out)
@@ -437,7 +437,7 @@ def test_broken_data_is_refused_with_the_first_problems_and_their_number(tmp_pat
     assert all(f"/{number}/2.png: cannot be read as a PNG" in message for number in range(1, 6))
     assert "and 2 more" in message and f"lab5 check {root}" in message
     with pytest.raises(DataError, match="only 0 of 8"):
-        data._open(root / "packed", "train")
+        packs._open(root / "packed", "train")
 
 
 def test_a_repaired_tree_packs(tree):
@@ -455,7 +455,7 @@ def test_a_full_disk_is_refused_in_numbers(tree, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1_000))
     with pytest.raises(DataError, match=r"packed: packing test takes 0\.000 GB, but 0\.000 GB are free"):
         open_pack(tree, "test", progress=False)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(4 * LENGTH * (64 * 64 * 3 + 7 * 4)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(4 * LENGTH * (64 * 64 * 3 + 7 * 4 + 4)))
     open_pack(tree, "test", progress=False)                     # exactly enough
 
 
@@ -623,13 +623,17 @@ def test_a_set_larger_than_memory_is_read_a_window_at_a_time(tmp_path):
     N = 2**40 // (30 * 64 * 64 * 3)
     try:
         frames, conditions = hole("frames", np.uint8, N, 30, 64, 64, 3), hole("conditions", np.float32, N, 30, 7)
+        crc = hole("crc", np.uint32, N, 30)
     except OSError as error:
         pytest.skip(f"no files with holes of this size here: {error}")
     frames[-1], conditions[-1] = 7, 0.5
-    pack = data.Pack("train", frames, conditions, ["hole"] * N, "", True)
+    pack = data.Pack("train", frames, conditions, crc, ["hole"] * N, "", True)
+    loader = training_loader(pack, 12, 8, seed=1, start_step=10**5, stop_step=10**5 + 1)
+    for n in [0, N // 2, N - 1, *(index for keys in loader.batch_sampler for index, _ in keys)]:
+        crc[n] = packs._checksums(frames[n], conditions[n])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     last = Windows(pack, 12).__getitems__([0, N // 2, N - 1])
-    batch = next(iter(training_loader(pack, 12, 8, seed=1, start_step=10**5, stop_step=10**5 + 1)))
+    batch = next(iter(loader))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert last.frames[:, 2].eq(7).all() and last.frames[:, :2].eq(0).all() and batch.frames.shape[:2] == (12, 8)
     assert grown < 300, f"{grown:.0f} MB for a few windows"

@@ -23,7 +23,7 @@ config
 schedules metrics latents download
 layers
 model
-scene simulator data checkpoint convert
+scene simulator sources tfrecords packs data importer checkpoint convert
 evaluation parallel
 training
 figures
