@@ -163,7 +163,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from lab5.data import pack
+    from lab5.packs import pack
 
     pack(options.root)
     print(f"packed into {options.root / 'packed'}")

@@ -81,10 +81,9 @@ def import_set(place: str | Path, root: str | Path, camera: str = CAMERAS[0], tr
     """
     source, home = find_source(place, camera), Tree(root).place
     surveys = [source.survey(split, progress) for split in SPLITS]
-    there = [survey for survey in surveys if survey.names]
-    if not there:
-        raise refusal(f"{place}: nothing to import:", [survey.problems[-1] for survey in surveys],
-                      "Give another source")
+    there = [survey for survey in surveys if survey.there]
+    if problems := [problem for survey in there or surveys for problem in survey.problems]:
+        raise refusal(f"{place}: cannot be imported:", problems, "Then the same command goes on")
     if tree:
         _write_tree(source, there, home, progress)
     else:
@@ -102,8 +101,6 @@ def _write_tree(source: Source, surveys: list[Survey], home: Path, progress: boo
     if isinstance(source, Tree):
         raise DataError(f"{source.place}: is such a tree already; copy it, or use it where it is")
     folder = home / "processed_data"
-    if problems := [problem for survey in surveys for problem in survey.problems]:
-        raise refusal(f"{source.place}: cannot be imported:", problems, "Then the same command goes on")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".import.lock"):

@@ -61,6 +61,7 @@ class Survey:
     """What a split of a source holds, as far as it is known before the sequences are read."""
 
     split: str
+    there: bool                                 # whether the source has such a split
     names: list[str]                            # such as "traj_0_to_255.tfrecords/0", in order
     digest: str                                 # changes with the kind of source and with any sequence
     length: int                                 # frames of each sequence, or of most of them
@@ -100,6 +101,10 @@ class _Folders:
 
     place: Path
 
+    def has(self, split: str) -> bool:
+        """Whether the split is there, if only as an empty folder."""
+        raise NotImplementedError
+
     def _list(self, split: str) -> tuple[list[str], list[Problem]]:
         """A split's sequences in order, and what is wrong with their names; with none, the last says why."""
         raise NotImplementedError
@@ -131,7 +136,8 @@ class _Folders:
             tabled[any(file in TABLES for file in files)] += 1
         length, has_tables = (max(counts, key=counts.get, default=0) for counts in (lengths, tabled))
         condition_dim = sum(TABLES.values()) if has_tables else 0
-        return Survey(split, names, digest.hexdigest(), length, condition_dim, self.simulated, problems)
+        return Survey(split, self.has(split), names, digest.hexdigest(), length, condition_dim, self.simulated,
+                      problems)
 
     def read(self, survey: Survey, name: str) -> Read:
         """Read a sequence's files; see `Source.read`."""
@@ -188,7 +194,6 @@ class Tree(_Folders):
         return (self.place / "processed_data" / "simulation.json").exists()
 
     def has(self, split: str) -> bool:
-        """Whether the split's folder is there."""
         return self._path(split, "").is_dir()
 
     def _path(self, split: str, name: str, file: str = "") -> Path:
@@ -259,6 +264,9 @@ class Zip(_Folders):
                                 f"{', '.join(sorted(folder or '.' for folder in above))}); make a zip of one")
             members[split][name][file] = info
         return members
+
+    def has(self, split: str) -> bool:
+        return bool(self._members[split])
 
     def _path(self, split: str, name: str, file: str = "") -> Path:
         return self.place / "processed_data" / split / name / file

@@ -227,7 +227,8 @@ class Records:
         self._places[split] = places
         if not shards:
             problems.append(Problem(self.place, f"holds no files of {split}"))
-        return Survey(split, in_order(places), digest.hexdigest(), LENGTH, sum(NUMBERS.values()), False, problems)
+        return Survey(split, bool(shards), in_order(places), digest.hexdigest(), LENGTH, sum(NUMBERS.values()), False,
+                      problems)
 
     def _records(self, shard: _Shard, problems: list[Problem]) -> Iterator[tuple[int, bytes]]:
         """Where each record of a file begins, and its checksum and length; what is wrong goes to the problems."""

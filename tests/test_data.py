@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lab5 import data, packs, sources
@@ -425,6 +427,68 @@ def test_a_damaged_pack_is_packed_again_and_says_why(tree, ruin, capsys):
                      capsys.readouterr().out)
     assert pack.fingerprint == whole
     np.testing.assert_array_equal(pack.frames[:, 0, 0, 0, 0], np.arange(4))
+
+
+def flip(packed, name, offset, split="test"):
+    """Flip one bit of a pack's array, so far from its end, where a disk would."""
+    with open(packed / f"{split}.{name}.npy", "r+b") as file:
+        file.seek(offset, os.SEEK_END)
+        (byte,) = file.read(1)
+        file.seek(offset, os.SEEK_END)
+        file.write(bytes([byte ^ 16]))
+
+
+FLIPS = {"frames": -(64 * 64 * 3) - 5, "conditions": -28 - 3, "crc": -4 - 2}        # all of the last but one frame
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_a_bit_flipped_on_the_disk_is_never_trained_on(tree, name, capsys):
+    whole = open_pack(tree, "test", progress=False)
+    expected = whole.frames[:].copy()
+    flip(tree / "packed", name, FLIPS[name])
+    pack = open_pack(tree, "test", progress=False)
+    says = r"test.frames.npy: traj_0_to_255.tfrecords/3, frame 3: not the bytes.*`lab5 pack .*bair` makes it anew"
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=says):
+            list(training_loader(pack, LENGTH, 4, seed=1, start_step=0, stop_step=1, workers=workers))
+    assert Windows(pack, LENGTH).__getitems__([0, 1, 2]).frames.shape == (LENGTH, 3, 3, 64, 64)    # the rest is sound
+    assert len(Windows(pack, 3)[3].index) == 1
+    (problem,) = data.check(tree, progress=False)
+    assert re.search(says, str(problem))
+    capsys.readouterr()
+    data.pack(tree, progress=False)
+    assert re.search("frame 3: not the bytes.*packing test", capsys.readouterr().out)
+    np.testing.assert_array_equal(open_pack(tree, "test", progress=False).frames, expected)
+    assert data.check(tree, progress=False) == []
+
+
+def test_a_damaged_pack_without_sequences_has_to_be_imported_again(tree):
+    data.pack(tree, progress=False)
+    shutil.rmtree(tree / "processed_data")
+    data.pack(tree, progress=False)                             # sound: nothing to do
+    assert data.check(tree, progress=False) == []
+    assert data.summary(tree) == {"train": 4, "validate": 4, "test": 4}
+    flip(tree / "packed", "frames", -1)
+    with pytest.raises(DataError, match=r"3, frame 4: not the bytes(.|\n)*lab5 import SOURCE"):
+        data.pack(tree, progress=False)
+    (problem,) = data.check(tree, progress=False)
+    assert "frame 4" in problem.message
+    rewrite(done=2)(tree / "packed")
+    with pytest.raises(DataError, match=r"only 2 of 4 sequences are packed.*lab5 import SOURCE"):
+        data.pack(tree, progress=False)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["frames", "conditions", "crc"]), place=st.floats(0, 1), bit=st.integers(0, 7))
+def test_any_flipped_bit_of_an_array_is_found(packed, tmp_path, name, place, bit):
+    arrays = {each: np.array(getattr(packed, each)) for each in FLIPS}
+    flat = arrays[name].view(np.uint8).reshape(-1)
+    flat[int(place * (len(flat) - 1))] ^= 1 << bit
+    for each, array in arrays.items():
+        np.save(tmp_path / f"test.{each}.npy", array)
+    shutil.copy(Path(packed.frames.filename).with_name("test.json"), tmp_path)
+    with pytest.raises(DataError, match="not the bytes that were packed"):
+        Windows(packs._open(tmp_path, "test"), LENGTH).__getitems__(range(11))
 
 
 def test_broken_data_is_refused_with_the_first_problems_and_their_number(tmp_path):
