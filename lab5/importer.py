@@ -91,7 +91,7 @@ def import_set(place: str | Path, root: str | Path, camera: str = CAMERAS[0], tr
             raise DataError(f"{home / 'processed_data'}: is there already, and is what {home / 'packed'} is made of; "
                             "import into another folder, or pack what is there with `lab5 pack`")
         for survey in there:
-            pack_split(source, survey.split, home, progress)
+            pack_split(source, survey, home, progress)
     return {survey.split: len(survey.names) for survey in surveys}
 
 

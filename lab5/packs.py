@@ -194,7 +194,7 @@ def pack(root: str | Path, progress: bool = True) -> None:
     for split in packed:
         _verify_alone(tree.place, split, progress)
     for split in there or (SPLITS if not packed else ()):
-        pack_split(tree, split, tree.place, progress)
+        pack_split(tree, tree.survey(split, progress), tree.place, progress)
 
 
 def _verify_alone(home: Path, split: str, progress: bool) -> None:
@@ -208,17 +208,17 @@ def _verify_alone(home: Path, split: str, progress: bool) -> None:
         raise refusal(f"{home}: the pack of {split} is damaged:", problems, advice)
 
 
-def pack_split(source: Source, split: str, home: Path, progress: bool = True) -> None:
-    """Make ``home/packed`` hold a split of a source; a pack that is whole is verified, and made anew if damaged.
+def pack_split(source: Source, survey: Survey, home: Path, progress: bool = True) -> None:
+    """Make ``home/packed`` hold a surveyed split; a pack that is whole is verified, and made anew if damaged.
 
     Raises DataError as `pack` does.
     """
-    survey = source.survey(split, progress)
+    folder, split = home / "packed", survey.split
     with suppress(DataError):
-        manifest, _ = _load(home / "packed", split, survey.digest)
-        if manifest.done == len(manifest.names) and (damage := _damage(_open(home / "packed", split), progress)):
+        manifest, _ = _load(folder, split, survey.digest)
+        if manifest.done == len(manifest.names) and (damage := _damage(_open(folder, split), progress)):
             print(f"{damage[0]}; packing {split}")
-            (home / "packed" / f"{split}.json").unlink()
+            (folder / f"{split}.json").unlink()
     _refresh(source, survey, home, progress)
 
 

@@ -263,6 +263,15 @@ def test_a_flipped_bit_stops_an_import_that_goes_on_with_the_file_fetched_anew(t
     assert open_pack(tmp_path / "True", "test").fingerprint == open_pack(tmp_path / "False", "test").fingerprint
 
 
+def test_a_length_that_is_wrong_is_noticed_before_anything_is_packed(tmp_path):
+    path = write_records(tmp_path, {"test/traj_0_to_2": 3}) / "softmotion30_44k/test/traj_0_to_2.tfrecords"
+    whole = path.read_bytes()
+    path.write_bytes(flipped(whole, len(whole) // 3 * 8 + 2))
+    with pytest.raises(DataError, match="record 1: the length's checksum is [0-9a-f]{8}, expected"):
+        import_set(tmp_path, tmp_path / "bair", progress=False)
+    assert not (tmp_path / "bair").exists()
+
+
 def test_a_file_cut_between_two_records_is_noticed(berkeley, tmp_path):
     shutil.copytree(berkeley / "softmotion30_44k", tmp_path / "cut")
     path = tmp_path / "cut/train/traj_0_to_3.tfrecords"
