@@ -100,6 +100,9 @@ def import_set(place: str | Path, root: str | Path, camera: str = CAMERAS[0], tr
 def _write_tree(source: Source, surveys: list[Survey], home: Path, progress: bool) -> None:
     if isinstance(source, Tree):
         raise DataError(f"{source.place}: is such a tree already; copy it, or use it where it is")
+    if any(survey.simulated for survey in surveys):
+        raise DataError(f"{source.place}: is the simulated robot's, and a tree must say so; unzip it, or import it "
+                        "into a pack")
     folder = home / "processed_data"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -253,7 +253,7 @@ def _load(folder: Path, split: str, source: str | None = None) -> tuple[_Manifes
         if manifest.format != FORMAT or not 0 <= manifest.done <= len(manifest.names):
             raise ValueError(f"of format {manifest.format}, {manifest.done} of {len(manifest.names)} sequences packed")
         if source not in (None, manifest.source):
-            raise ValueError("the sequences have changed since they were packed")
+            raise ValueError("the sequences have changed since they were packed, or are another source's")
         for name, (dtype, shape) in manifest.arrays().items():
             path = folder / f"{split}.{name}.npy"
             array = arrays[name] = np.lib.format.open_memmap(path, mode="r")

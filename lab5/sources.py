@@ -28,6 +28,7 @@ SPLITS = ("train", "validate", "test")
 FRAME_SIZE = 64                                 # pixels, height and width
 FRAME_BYTES = FRAME_SIZE * FRAME_SIZE * 3
 TABLES = {"actions.csv": 4, "endeffector_positions.csv": 3}     # columns of each; side by side they are a condition
+SIMULATION = "simulation.json"                  # in processed_data, the simulator's own
 LARGEST_FILE = 2 ** 20                          # bytes; a frame or a table has some 10,000, and more is not read
 ADVICE = "extract it again or remove its sequence"
 NAME = re.compile(r"traj_([0-9]+)_to_([0-9]+)(?:\.tfrecords)?/([0-9]+)")    # of a sequence
@@ -100,6 +101,7 @@ class _Folders:
     """What the tree and its zip share: a sequence is a folder of PNGs and tables."""
 
     place: Path
+    simulated: bool                             # by the simulated robot, which its folders say
 
     def has(self, split: str) -> bool:
         """Whether the split is there, if only as an empty folder."""
@@ -121,12 +123,11 @@ class _Folders:
         """What a problem calls a sequence or its file by."""
         raise NotImplementedError
 
-    simulated = False
-
     def survey(self, split: str, progress: bool = True) -> Survey:
         """What the names, sizes and dates of a split's files tell, without opening one."""
         names, problems = self._list(split)
-        digest, lengths, tabled = hashlib.sha256(f"simulated: {self.simulated}".encode()), Counter(), Counter()
+        digest, lengths, tabled = hashlib.sha256(), Counter(), Counter()
+        digest.update(f"{type(self).__name__}, simulated: {self.simulated}\n".encode())
         for name in tqdm(names, f"looking over {split}", delay=1, leave=False, unit="seq", disable=not progress):
             files = {}
             with suppress(OSError):             # reading the sequence reports it
@@ -191,7 +192,7 @@ class Tree(_Folders):
     @property
     def simulated(self) -> bool:
         """Whether the simulated robot wrote it."""
-        return (self.place / "processed_data" / "simulation.json").exists()
+        return (self.place / "processed_data" / SIMULATION).exists()
 
     def has(self, split: str) -> bool:
         return self._path(split, "").is_dir()
@@ -248,6 +249,7 @@ class Zip(_Folders):
             self._zip = zipfile.ZipFile(self.place)
         except Exception as error:              # zipfile has several kinds for damaged files
             raise DataError(f"{self.place}: cannot be read as a zip ({error}); delete it and fetch it anew") from error
+        self.simulated = any(f"/{name}".endswith(f"/processed_data/{SIMULATION}") for name in self._zip.namelist())
 
     @cached_property
     def _members(self) -> dict[str, dict[str, dict[str, zipfile.ZipInfo]]]:

@@ -323,6 +323,16 @@ def test_a_zip_of_two_sets_is_refused(tree, tmp_path):
         import_set(path, tmp_path / "bair", progress=False)
 
 
+def test_a_simulated_set_in_a_zip_stays_simulated(tree, tmp_path):
+    path = as_zip(tree, tmp_path / "lab.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("processed_data/simulation.json", "{}")
+    import_set(path, tmp_path / "bair", progress=False)
+    assert open_pack(tmp_path / "bair", "test").simulated
+    with pytest.raises(DataError, match="is the simulated robot's"):
+        import_set(path, tmp_path / "tree2", tree=True, progress=False)
+
+
 def test_a_zips_member_that_swells_is_not_unpacked(tree, tmp_path):
     shutil.copytree(tree / "processed_data", tmp_path / "swollen/processed_data")
     shard = tmp_path / "swollen/processed_data/test/traj_0_to_2.tfrecords"
