@@ -144,6 +144,9 @@ def to_video(frames: torch.Tensor) -> torch.Tensor:
 
 
 def condition_statistics(pack: Pack) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (D,) float32 of the conditions, the latter at least `LEAST_STD`."""
-    rows = np.asarray(pack.conditions, dtype=np.float64)                                        # (N, T, D)
+    """Mean and standard deviation (D,) float32 of the conditions, the latter at least `LEAST_STD`.
+
+    Raises DataError where the disk has changed one since it was packed.
+    """
+    rows = pack.all_conditions().astype(np.float64)                                             # (N, T, D)
     return rows.mean(axis=(0, 1)).astype(np.float32), rows.std(axis=(0, 1)).clip(LEAST_STD).astype(np.float32)

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from lab5.sources import FRAME_BYTES, FRAME_SIZE, SPLITS, DataError, Problem, Source, Survey, Tree, refusal
 
-FORMAT = 2                                      # of the pack; another number means that it is made anew
+FORMAT = 3                                      # of the pack; another number means that it is made anew
 BLOCK = 256                                     # sequences between two points from which a killed packing goes on
 READERS = min(8, os.cpu_count() or 1)           # threads; decoding a PNG releases the interpreter
 
@@ -106,6 +106,7 @@ class _Manifest:
     names: list[str]                            # the sequences in order, relative to the split
     done: int = 0                               # how many of them are packed for certain
     content: str = ""                           # a digest of those, each chained to the one before
+    conditions_crc: int = 0                     # the CRC-32C of their conditions
     format: int = FORMAT
 
     @classmethod
@@ -132,6 +133,7 @@ class Pack:
     names: list[str]                            # such as "traj_0_to_255.tfrecords/0"
     fingerprint: str                            # 12 hex digits of the content, the same on every machine
     simulated: bool                             # the simulated robot, not BAIR
+    conditions_crc: int                         # the CRC-32C of all conditions
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -156,6 +158,21 @@ class Pack:
             raise DataError(str(self._damaged(int(index[wrong][0]), times[wrong].tolist())))
         return frames, conditions
 
+    def all_conditions(self) -> np.ndarray:
+        """All conditions (N, T, D). Raises DataError where the disk has changed them since they were packed."""
+        if not self.conditions_are_whole():
+            raise DataError(str(self._damaged_conditions()))
+        return self.conditions
+
+    def conditions_are_whole(self) -> bool:
+        """Whether the conditions are those that were packed, by the checksum of them all."""
+        return google_crc32c.value(self.conditions.tobytes()) == self.conditions_crc
+
+    def _damaged_conditions(self) -> Problem:
+        path = Path(self.conditions.filename)
+        return Problem(path, "not the numbers that were packed, by their checksum; the disk has damaged them or it. "
+                       f"`lab5 pack {path.parent.parent}` makes the pack anew")
+
     def _damaged(self, index: int, times: list[int]) -> Problem:
         path = Path(self.frames.filename)
         return Problem(path, f"{self.names[index]}, frame {', '.join(map(str, times[:5]))}: not the bytes that were "
@@ -179,7 +196,10 @@ def _damage(pack: Pack, progress: bool) -> list[Problem]:
         found = _checksums(pack.frames[number], pack.conditions[number])
         return np.flatnonzero(found != pack.crc[number]).tolist()
     damaged = each(wrong, range(len(pack)), f"verifying {pack.name}'s pack", progress)
-    return [pack._damaged(number, times) for number, times in enumerate(damaged) if times]
+    problems = [pack._damaged(number, times) for number, times in enumerate(damaged) if times]
+    if not problems and not pack.conditions_are_whole():
+        problems.append(pack._damaged_conditions())
+    return problems
 
 
 def pack(root: str | Path, progress: bool = True) -> None:
@@ -242,7 +262,8 @@ def _open(folder: Path, split: str) -> Pack:
     manifest, arrays = _load(folder, split)
     if manifest.done < len(manifest.names):
         raise DataError(f"{folder / split}.json: only {manifest.done} of {len(manifest.names)} sequences are packed")
-    return Pack(split, **arrays, names=manifest.names, fingerprint=manifest.content[:12], simulated=manifest.simulated)
+    return Pack(split, **arrays, names=manifest.names, fingerprint=manifest.content[:12], simulated=manifest.simulated,
+                conditions_crc=manifest.conditions_crc)
 
 
 def _load(folder: Path, split: str, source: str | None = None) -> tuple[_Manifest, dict[str, np.memmap]]:
@@ -314,7 +335,7 @@ def _begin(folder: Path, manifest: _Manifest) -> None:
 
 def _fill(source: Source, survey: Survey, manifest: _Manifest, folder: Path, progress: bool) -> None:
     """Pack the sequences that are not done. Raises DataError on broken ones, after reading on to count them all."""
-    problems, total, content = [], len(manifest.names), manifest.content
+    problems, total, content, rows_crc = [], len(manifest.names), manifest.content, manifest.conditions_crc
     _, arrays = _load(folder, manifest.split)
     with ExitStack() as stack:
         files = []
@@ -328,13 +349,14 @@ def _fill(source: Source, survey: Survey, manifest: _Manifest, folder: Path, pro
                 continue
             parts = [frames.tobytes(), conditions.tobytes()]
             content = hashlib.sha256(b"".join([content.encode(), *parts])).hexdigest()
+            rows_crc = google_crc32c.extend(rows_crc, parts[1])
             for file, part in zip(files, [*parts, _checksums(frames, conditions).tobytes()], strict=True):
                 file.write(part)
             if done % BLOCK == 0 or done == total:
                 for file in files:
                     file.flush()
                     os.fsync(file.fileno())
-                _save(folder, replace(manifest, done=done, content=content))
+                _save(folder, replace(manifest, done=done, content=content, conditions_crc=rows_crc))
     if problems:
         raise _refuse(source, manifest.split, problems)
 

@@ -462,6 +462,20 @@ def test_a_bit_flipped_on_the_disk_is_never_trained_on(tree, name, capsys):
     assert data.check(tree, progress=False) == []
 
 
+def test_a_mean_is_not_taken_of_damaged_conditions(tree):
+    pack = open_pack(tree, "test", progress=False)
+    data.condition_statistics(pack)
+    flip(tree / "packed", "conditions", -1)
+    with pytest.raises(DataError, match="test.conditions.npy: not the numbers that were packed.*lab5 pack"):
+        data.condition_statistics(open_pack(tree, "test", progress=False))
+    flip(tree / "packed", "conditions", -1)                     # and back; now the checksum itself
+    rewrite(conditions_crc=pack.conditions_crc ^ 1)(tree / "packed")
+    (problem,) = data.check(tree, progress=False)
+    assert "not the numbers that were packed" in problem.message
+    data.pack(tree, progress=False)
+    data.condition_statistics(open_pack(tree, "test", progress=False))
+
+
 def test_a_damaged_pack_without_sequences_has_to_be_imported_again(tree):
     data.pack(tree, progress=False)
     shutil.rmtree(tree / "processed_data")
@@ -691,7 +705,7 @@ def test_a_set_larger_than_memory_is_read_a_window_at_a_time(tmp_path):
     except OSError as error:
         pytest.skip(f"no files with holes of this size here: {error}")
     frames[-1], conditions[-1] = 7, 0.5
-    pack = data.Pack("train", frames, conditions, crc, ["hole"] * N, "", True)
+    pack = data.Pack("train", frames, conditions, crc, ["hole"] * N, "", True, 0)
     loader = training_loader(pack, 12, 8, seed=1, start_step=10**5, stop_step=10**5 + 1)
     for n in [0, N // 2, N - 1, *(index for keys in loader.batch_sampler for index, _ in keys)]:
         crc[n] = packs._checksums(frames[n], conditions[n])
