@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,27 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from lab5.config import Config
+from lab5.files import write_atomically
 from lab5.model import CVAE
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or made for another model; says which file and what to do."""
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call `write(temporary path)`, then put the result in place of `path`: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path}: could not be written ({error.strerror or error}); "
-                      "what was there before is untouched. Make room or choose another run folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(path: Path, model: CVAE, optimizer: torch.optim.Optimizer | None = None, **facts: Any) -> None:
@@ -55,13 +39,7 @@ def save(path: Path, model: CVAE, optimizer: torch.optim.Optimizer | None = None
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"config": model.config.to_json(), "facts": json.dumps(facts)}
     content = to_bytes(tensors, metadata | {"digest": _digest(tensors, metadata)})
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-        if path.exists():                       # from here to the end of the move only the previous one is there
-            os.replace(path, previous(path))
-
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), keep=previous(path))
 
 
 def previous(path: Path) -> Path:

@@ -19,6 +19,8 @@ from filelock import FileLock, Timeout
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 from tqdm.auto import tqdm
 
+from lab5.files import write_text
+
 BAIR_URL = "http://rail.eecs.berkeley.edu/datasets/bair_robot_pushing_dataset_v0.tar"
 KNOWN = {  # size and SHA-256, as TensorFlow Datasets lists them (url_checksums/bair_robot_pushing_small.txt)
     BAIR_URL: (32_274_964_480, "c6f8d164ab2be07174ef597e3e070d7466f3142caddc467b6af119b9458cd9cd"),
@@ -161,9 +163,7 @@ class _Part:
                                 "another one that has it")
         if anew:
             self.path.write_bytes(b"")                          # first: no note may meet another version's part
-        temporary = self.note.with_suffix(".tmp")
-        temporary.write_text(json.dumps(source))
-        os.replace(temporary, self.note)
+        write_text(self.note, json.dumps(source))
         self.source = source
 
     def _append(self, response: httpx.Response, bar: tqdm) -> None:

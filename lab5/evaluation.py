@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lab5 import checkpoint
 from lab5.data import Batch, Pack, evaluation_loader, to_video
+from lab5.files import write_atomically, write_text
 from lab5.metrics import grade, psnr, ssim
 from lab5.model import CVAE
 
@@ -139,10 +139,9 @@ class Evaluation:
                     f"{measure}_{protocol}": getattr(self, measure)[protocol]
                     for measure in ("psnr", "ssim") for protocol in self.psnr})
 
-        checkpoint.write_atomically(folder / "summary.json",
-                                    lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
-        checkpoint.write_atomically(folder / "per_sequence.csv", write_csv)
-        checkpoint.write_atomically(folder / "steps.npz", write_steps)
+        write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_atomically(folder / "per_sequence.csv", write_csv)
+        write_atomically(folder / "steps.npz", write_steps)
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:

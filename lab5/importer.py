@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
-from PIL import Image
 
 from lab5 import packs
+from lab5.files import write_text
 from lab5.packs import check_sequences, each, pack_split
-from lab5.sources import FRAME_BYTES, SPLITS, TABLES, DataError, Problem, Source, Survey, Tree, Zip, refusal
+from lab5.sources import FRAME_BYTES, SPLITS, DataError, Problem, Source, Survey, Tree, Zip, refusal, write_sequence
 from lab5.tfrecords import CAMERAS, Records
 
 PNG_SHARE = 2 / 3                               # of a frame's bytes, what a PNG of it takes (measured on BAIR)
@@ -128,9 +126,7 @@ def _claim(folder: Path, record: dict[str, str]) -> None:
     elif any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise DataError(f"{folder}: holds data that were not imported; name another folder")
     else:
-        aside = folder / ".import.json"
-        aside.write_text(json.dumps(record), encoding="utf-8")
-        os.replace(aside, path)
+        write_text(path, json.dumps(record))
 
 
 def _refuse_full_disk(folder: Path, frames: int) -> None:
@@ -145,23 +141,9 @@ def _write_split(source: Source, survey: Survey, names: list[str], folder: Path,
     def write(name: str) -> list[Problem]:
         frames, conditions, problems = source.read(survey, name)
         if not problems:
-            _write_sequence(folder / survey.split / name, frames, conditions)
+            write_sequence(folder / survey.split / name, frames, conditions, "%.9g")    # all that a float32 is
         return problems
     written = each(write, names, f"importing {survey.split}", progress)
     if problems := [problem for found in written for problem in found]:
         raise refusal(f"{source.place}: {survey.split} cannot be imported whole:", problems,
                       "All else is there; then the same command goes on")
-
-
-def _write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray) -> None:
-    """Write one sequence aside and rename it, so that a folder of that name is whole."""
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)                    # a killed call's
-    aside.mkdir(parents=True)
-    for t, frame in enumerate(frames):
-        Image.fromarray(frame).save(aside / f"{t}.png", compress_level=1)
-    if conditions.shape[1]:
-        ends = np.cumsum(list(TABLES.values()))[:-1]
-        for table, columns in zip(TABLES, np.split(conditions, ends, axis=1), strict=True):
-            np.savetxt(aside / table, columns, fmt="%.9g", delimiter=",")       # 9 digits tell every float32 apart
-    os.replace(aside, folder)

@@ -23,6 +23,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from lab5.files import write_text
 from lab5.sources import FRAME_BYTES, FRAME_SIZE, SPLITS, DataError, Problem, Source, Survey, Tree, refusal
 
 FORMAT = 3                                      # of the pack; another number means that it is made anew
@@ -362,7 +363,4 @@ def _fill(source: Source, survey: Survey, manifest: _Manifest, folder: Path, pro
 
 
 def _save(folder: Path, manifest: _Manifest) -> None:
-    """Put a manifest in place of the old one in one move, so that a reader finds the one or the other."""
-    temporary = folder / f".{manifest.split}.json.tmp"
-    temporary.write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-    os.replace(temporary, folder / f"{manifest.split}.json")
+    write_text(folder / f"{manifest.split}.json", json.dumps(asdict(manifest), indent=1))

@@ -12,8 +12,9 @@ from typing import Any
 import papermill
 from tqdm.auto import tqdm
 
-from lab5 import checkpoint, pdf, rubric
+from lab5 import pdf, rubric
 from lab5.document import Chapter, Details, Incomplete, read_chapters, section_label
+from lab5.files import write_text
 from lab5.training import read_history
 from lab5.workbook import PROJECT, Workbook, open_book, table
 
@@ -63,8 +64,7 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
             with _watch(book.run, bar, notebook.stem):
                 _execute(notebook, book.run / "notebooks" / notebook.name, parameters)
     provenance = {**book.facts(), "date": date.today().isoformat()}
-    checkpoint.write_atomically(book.run / "provenance.json",
-                                lambda path: path.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8"))
+    write_text(book.run / "provenance.json", json.dumps(provenance, indent=2) + "\n")
     return book
 
 

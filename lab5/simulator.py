@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -19,14 +18,14 @@ from pathlib import Path
 import mujoco
 import numpy as np
 from filelock import FileLock
-from PIL import Image
 from tqdm.auto import tqdm
 
 from lab5 import scene
+from lab5.files import write_text
 from lab5.scene import Scene
+from lab5.sources import SIMULATION, SPLITS, write_sequence
 
 VERSION = 3                                     # of the simulator; another makes other frames from a seed
-SPLITS = ("train", "validate", "test")
 SHARD = 256                                     # sequences in a traj_A_to_B folder
 REACH = 0.066                                   # m, the largest dx or dy of an action
 LOW, HIGH = np.array([0.43, -0.31, 0.19]), np.array([0.86, 0.23, 0.32])      # where the end-effector may be
@@ -302,7 +301,7 @@ def simulate(root: str | Path, train: int, validate: int, test: int, length: int
 
 
 def _read_record(home: Path) -> dict:
-    path = home / "simulation.json"
+    path = home / SIMULATION
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
@@ -333,9 +332,7 @@ def _begin(home: Path, record: dict, counts: dict[str, int]) -> None:
     if not _begun(home, counts):
         planned = _read_record(home).get("sequences", {})
         sequences = {split: max(count, planned.get(split, 0)) for split, count in counts.items()}
-        aside = home / ".simulation.json"
-        aside.write_text(json.dumps({**record, "sequences": sequences}, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, home / "simulation.json")
+        write_text(home / SIMULATION, json.dumps({**record, "sequences": sequences}, indent=1) + "\n")
 
 
 def _folder(home: Path, split: str, index: int) -> Path:
@@ -349,17 +346,8 @@ def _missing(home: Path, counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def _write(home: Path, seed: int, length: int, sequence: tuple[str, int]) -> None:
-    """Write one sequence aside and rename it, so that a folder of that name is whole."""
     frames, actions, positions = episode(seed, *sequence, length)
-    folder = _folder(home, *sequence)
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)                    # a killed call's
-    aside.mkdir(parents=True)
-    for t, frame in enumerate(frames):
-        Image.fromarray(frame).save(aside / f"{t}.png", compress_level=1)
-    np.savetxt(aside / "actions.csv", actions, fmt="%.8f", delimiter=",")
-    np.savetxt(aside / "endeffector_positions.csv", positions, fmt="%.8f", delimiter=",")
-    os.replace(aside, folder)
+    write_sequence(_folder(home, *sequence), frames, np.hstack([actions, positions]), "%.8f")
 
 
 def _each(task: Callable, items: list, workers: int | None) -> Iterator[None]:

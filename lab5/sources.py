@@ -1,4 +1,4 @@
-"""Where sequences come from: the lab's folder tree, or the zip of it, and how one sequence of either is read.
+"""Where sequences come from: the lab's folder tree, or the zip of it, and how one sequence is read and written.
 
 A source says what a split holds without reading it, and reads one sequence at a time; it may be read by several
 threads. Whoever packs or copies sequences takes any source (`lab5.tfrecords` has the third).
@@ -10,7 +10,9 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import zipfile
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -97,31 +99,31 @@ def _numbers(name: str) -> tuple[int, ...]:
 
 # Folders of files ----------------------------------------------------------------------------------------
 
-class _Folders:
+class _Folders(ABC):
     """What the tree and its zip share: a sequence is a folder of PNGs and tables."""
 
     place: Path
     simulated: bool                             # by the simulated robot, which its folders say
 
+    @abstractmethod
     def has(self, split: str) -> bool:
         """Whether the split is there, if only as an empty folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _list(self, split: str) -> tuple[list[str], list[Problem]]:
         """A split's sequences in order, and what is wrong with their names; with none, the last says why."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _stamps(self, split: str, name: str) -> dict[str, tuple]:
         """Of each file of a sequence what changes with it. Raises OSError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _bytes(self, split: str, name: str, file: str) -> bytes:
         """The content of a file, at most LARGEST_FILE + 1 bytes of it. Raises DataError or OSError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _path(self, split: str, name: str, file: str = "") -> Path:
         """What a problem calls a sequence or its file by."""
-        raise NotImplementedError
 
     def survey(self, split: str, progress: bool = True) -> Survey:
         """What the names, sizes and dates of a split's files tell, without opening one."""
@@ -336,3 +338,23 @@ def read_table(content: bytes, rows: int, columns: int) -> np.ndarray:
         row = int(np.argmin(np.isfinite(table).all(axis=1)))
         raise DataError(f"row {row} holds {', '.join(lines[row])}, expected finite numbers; {ADVICE}")
     return table
+
+
+def write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray, number: str) -> None:
+    """Write a sequence into a folder of the tree: aside at first, so that a folder of that name is whole.
+
+    Args:
+        frames: (T, 64, 64, 3) uint8.
+        conditions: (T, 7), or (T, 0) for no tables.
+        number: how the tables' numbers are written, such as "%.8f".
+    """
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)                    # a killed call's
+    aside.mkdir(parents=True)
+    for t, frame in enumerate(frames):
+        Image.fromarray(frame).save(aside / f"{t}.png", compress_level=1)
+    if conditions.shape[1]:
+        ends = np.cumsum(list(TABLES.values()))[:-1]
+        for table, columns in zip(TABLES, np.split(conditions, ends, axis=1), strict=True):
+            np.savetxt(aside / table, columns, fmt=number, delimiter=",")
+    os.replace(aside, folder)

@@ -15,8 +15,8 @@ from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 from pypdf import PdfReader
 from pypdf.errors import PdfReadError
 
-from lab5 import checkpoint
 from lab5.document import Details, Incomplete
+from lab5.files import write_atomically
 from lab5.report import find_notebooks
 from lab5.workbook import PROJECT, Workbook
 
@@ -37,7 +37,7 @@ def submit(book: Workbook, details: Details, folder: Path, weights: bool = False
     name = f"DL_LAB5_{_file_name('id', details.student_id)}_{_file_name('name', details.name)}"
     path = folder / f"{name}.zip"
     members = dict(_members(book, weights))
-    checkpoint.write_atomically(path, lambda part: _write(part, name, members))
+    write_atomically(path, lambda part: _write(part, name, members))
     _reopen(path, name, members)
     return path
 

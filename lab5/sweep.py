@@ -20,8 +20,8 @@ import torch
 from scipy import stats
 from tqdm.auto import tqdm
 
-from lab5 import checkpoint
 from lab5.config import Config
+from lab5.files import write_atomically
 from lab5.workbook import PROJECT, Workbook, cores, machine, table
 
 Options = dict[str, dict]                       # what a reader sees -> the settings that it changes
@@ -167,7 +167,7 @@ class Sweep:
                             f"{sampled.mean():.4f}", f"{mean.mean():.4f}", f"{kl:.6g}", f"{seconds:.0f}",
                             *self.facts.values()])
 
-        checkpoint.write_atomically(path, write)
+        write_atomically(path, write)
 
     @classmethod
     def read(cls, path: Path) -> Sweep:

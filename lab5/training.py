@@ -26,6 +26,7 @@ from lab5 import checkpoint, parallel, schedules
 from lab5.config import Config
 from lab5.data import Pack, condition_statistics, to_video, training_loader
 from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, keep_memory
+from lab5.files import write_text
 from lab5.model import CVAE, ElboTerms
 
 Record = dict[str, Any]
@@ -104,7 +105,8 @@ def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, wor
     with tqdm(total=config.steps, initial=len(history) * config.batches_per_epoch, unit="step", desc="training",
               disable=not (progress and world.is_first)) as bar:
         for epoch in range(len(history) + 1, config.epochs + 1):
-            record = _train_epoch(model, optimizer, loader, epoch, precision, share, bar, run)
+            record = _train_epoch(model, optimizer, loader, epoch, precision, share, bar)
+            _refuse_explosion(record, config, run)
             history.append(record)
             stop = False
             if world.is_first:
@@ -129,7 +131,7 @@ def claim(run: Path, config: Config) -> None:
     """Make the run folder this configuration's. Raises ValueError when it already holds another one."""
     path = run / "config.json"
     if not path.exists():
-        checkpoint.write_atomically(path, lambda temporary: temporary.write_text(config.to_json(), encoding="utf-8"))
+        write_text(path, config.to_json())
         return
     found = Config.load(path)
     if found != config:
@@ -170,13 +172,21 @@ def _history_in_checkpoint(path: Path, torn: ValueError) -> list[Record]:
 
 def _write_history(run: Path, history: list[Record]) -> None:
     text = "".join(json.dumps(record) + "\n" for record in history)
-    checkpoint.write_atomically(run / "history.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(run / "history.jsonl", text)
+
+
+def _refuse_explosion(record: Record, config: Config, run: Path) -> None:
+    """Raise Diverged where an epoch's loss is no number or its KL is beyond all measure, before that is saved."""
+    if not np.isfinite(record["loss"]) or record["kl"] > MOST_KL:
+        raise Diverged(f"epoch {record['epoch']}: loss {record['loss']:.4g}, MSE {record['mse']:.4g}, KL "
+                       f"{record['kl']:.4g} nats a frame: the training has diverged, and the last good checkpoint is "
+                       f"that of epoch {record['epoch'] - 1}. {_way_out(config, run)}")
 
 
 def _refuse_divergence(history: list[Record], config: Config, run: Path) -> None:
     """Raise Diverged where the newest validation lies far below the best: such a run does not come back by itself."""
     scored = [(record["psnr"], record["epoch"]) for record in history if record["psnr"] is not None]
-    if scored and scored[-1][0] < max(scored)[0] - FALL:
+    if scored and not scored[-1][0] >= max(scored)[0] - FALL:                  # NaN is not either
         (last, epoch), (best, then) = scored[-1], max(scored)
         raise Diverged(f"epoch {epoch}: validation PSNR fell to {last:.1f} dB from {best:.1f} dB after epoch {then}. "
                        "Often this comes as teacher forcing decays and the model must live on its own predictions, at "
@@ -185,6 +195,8 @@ def _refuse_divergence(history: list[Record], config: Config, run: Path) -> None
 
 def _way_out(config: Config, run: Path) -> str:
     lower = config.lr / 2
+    if not (run / "best.safetensors").exists():
+        return f"No validation came before it: start anew, in a new run folder, with --set lr={lower:g}"
     return ("Go on from the best weights at half the learning rate:\n"
             f"  lab5 train --from {run} --run {run}-lr{lower:g} --set lr={lower:g}")
 
@@ -218,7 +230,7 @@ def branch(source: Path, run: Path, **changes: Any) -> Config:
 
 
 def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator, epoch: int, precision: str,
-                 share: slice, bar: tqdm, run: Path) -> Record:
+                 share: slice, bar: tqdm) -> Record:
     """One epoch of steps; returns its record, averages over its batches (and over all processes)."""
     config, device = model.config, model.condition_mean.device
     model.train()
@@ -251,9 +263,6 @@ def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator
         bar.update()
     seconds = time.perf_counter() - started
     loss, mse, kl = (parallel.mean(sums) / config.batches_per_epoch).tolist()
-    if not np.isfinite(loss) or kl > MOST_KL:
-        raise Diverged(f"epoch {epoch}: loss {loss:.4g}, MSE {mse:.4g}, KL {kl:.4g} nats a frame: the training has "
-                       f"diverged, and the last good checkpoint is that of epoch {epoch - 1}. {_way_out(config, run)}")
     bar.set_postfix(epoch=epoch, mse=f"{mse:.4f}", kl=f"{kl:.2f}")
     kl_weight, ratio, lr = (ratios / config.batches_per_epoch).tolist()
     return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,

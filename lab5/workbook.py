@@ -32,6 +32,7 @@ from lab5 import checkpoint, figures, live
 from lab5.config import Config, preset
 from lab5.data import Pack, Windows, open_pack
 from lab5.evaluation import PROTOCOLS, Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
+from lab5.files import write_text
 from lab5.model import CVAE
 from lab5.simulator import simulate
 from lab5.training import OnEpoch, Record, read_history, train
@@ -125,8 +126,8 @@ class Workbook:
             return history
         train_pack, validate_pack = self.pack("train"), self.pack("validate")
         root = self.data.relative_to(PROJECT) if self.data.is_relative_to(PROJECT) else self.data     # it may move
-        checkpoint.write_atomically(self.run / "data.json", lambda path: path.write_text(
-            json.dumps({"root": root.as_posix(), "train": train_pack.fingerprint}) + "\n", encoding="utf-8"))
+        write_text(self.run / "data.json",
+                   json.dumps({"root": root.as_posix(), "train": train_pack.fingerprint}) + "\n")
         return train(self.config, train_pack, validate_pack, self.run, progress=progress,
                      on_epoch=on_epoch)
 

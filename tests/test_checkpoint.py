@@ -6,6 +6,7 @@ from conftest import random_batch, seeded_model
 
 from lab5 import checkpoint
 from lab5.checkpoint import CheckpointError
+from lab5.files import write_atomically
 
 
 def test_a_checkpoint_rebuilds_its_model(config, tmp_path):
@@ -46,7 +47,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left on device.*untouched"):
-        checkpoint.write_atomically(path, fail)
+        write_atomically(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 

@@ -19,11 +19,11 @@ CARD = "torch torchvision jupyterlab matplotlib ipywidgets imageio nbval papermi
 
 # Each line may import from the lines above it and from its own, left to right
 LAYERS = """
-config
+config files
 schedules metrics latents download
 layers
 model
-scene simulator sources tfrecords packs data importer checkpoint convert
+sources scene simulator tfrecords packs data importer checkpoint convert
 evaluation parallel
 training
 figures
@@ -90,7 +90,7 @@ def test_dependencies_point_downward():
 def test_documents_name_commands_files_and_presets_that_exist(document):
     text = (PROJECT / document).read_text()
     commands = next(action for action in _parser()._actions if action.dest == "command").choices
-    for command in re.findall(r"`?lab5 ([a-z]+)\b(?= |`|$)", " ".join(re.findall(r"`[^`]+`|^    .*|```.*?```", text,
+    for command in re.findall(r"`?lab5 ([a-z][a-z-]*)(?= |`|$)", " ".join(re.findall(r"`[^`]+`|^    .*|```.*?```", text,
                                                                                 re.S | re.M))):
         assert command in commands, f"{document} names `lab5 {command}`"
     targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.M))
@@ -107,3 +107,10 @@ def test_no_machine_is_named():
     files = [path for pattern in ("lab5/*.py", "notebooks/*.ipynb", "*.md", "*.toml", "*.yml", "Makefile")
              for path in PROJECT.glob(pattern)]
     assert not [path.name for path in files if private.search(path.read_text())]
+
+
+def test_every_promise_names_tests_that_exist():
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", (PROJECT / "README.md").read_text()))
+    there = {found for path in (PROJECT / "tests").glob("test_*.py")
+             for found in re.findall(r"^def (test_[a-z0-9_]+)\(", path.read_text(), re.M)}
+    assert named and named <= there
