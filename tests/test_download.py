@@ -303,6 +303,11 @@ def test_of_two_downloads_to_one_place_the_second_is_refused(server, tmp_path):
         fetch(server, tmp_path)
 
 
+def hear_ctrl_c() -> None:
+    """Undo what a shell does to its jobs in the background, where these tests may run: it has them ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_command_asks_only_for_the_rest_afterwards(server, tmp_path, stop):
     command = [sys.executable, "-m", "lab5.cli", "download", server.url, "--to", str(tmp_path),
@@ -311,7 +316,8 @@ def test_a_killed_command_asks_only_for_the_rest_afterwards(server, tmp_path, st
     part = tmp_path / "file.tar.part"
     killed = []
     for enough in (50_000, 200_000):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   preexec_fn=hear_ctrl_c)
         deadline = time.monotonic() + 60
         while not (part.exists() and part.stat().st_size > enough):
             assert process.poll() is None and time.monotonic() < deadline
