@@ -7,6 +7,7 @@ of them, so that the numbers are those of a single process with the whole batch,
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -62,11 +63,24 @@ def leave() -> None:
 def launch(processes: int, arguments: list[str]) -> None:
     """Run `lab5` with these arguments in several processes on this host, and wait for them.
 
-    Raises RuntimeError where one of them failed or was killed; the others are then stopped too.
+    Raises RuntimeError where one of them failed or was killed; the others are then stopped too. Ctrl-C and SIGTERM
+    reach them, and become a KeyboardInterrupt here when they have saved and ended.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
                "-m", "--", "lab5.cli", *arguments]
-    status = subprocess.run(command).returncode
+    told: list[int] = []
+    with subprocess.Popen(command) as job:
+        def pass_on(number: int, frame: object) -> None:
+            told.append(number)
+            if number == signal.SIGTERM:                        # Ctrl-C the terminal sends to every process itself
+                job.terminate()
+
+        before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        status = job.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if told:
+        raise KeyboardInterrupt
     if status:
         raise RuntimeError(f"one of the {processes} processes ended before its time (see above), so all were stopped. "
                            "The run folder holds the last whole epoch: the same command goes on from it, with any "
@@ -76,6 +90,15 @@ def launch(processes: int, arguments: list[str]) -> None:
 def mean(value: torch.Tensor) -> torch.Tensor:
     """The average over all processes, which gradients pass through; alone, the value itself."""
     return all_reduce(value) / dist.get_world_size() if dist.is_initialized() else value
+
+
+def largest(number: float, device: torch.device) -> float:
+    """The largest of all processes' numbers; alone, the number itself."""
+    if not dist.is_initialized():
+        return number
+    value = torch.tensor(number, device=device)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value.item()
 
 
 def average_gradients(model: nn.Module) -> None:

@@ -3,17 +3,22 @@
 A run lives in one folder: ``config.json``, ``history.jsonl`` (a line an epoch), ``last.safetensors`` (weights,
 optimizer, position, and the history once more) and ``best.safetensors`` (weights of the best validation PSNR). All
 randomness of step s comes from (seed, s), and the batch of step s too, so the step number is the whole
-position: a run that was killed goes on from its last epoch as if nothing had happened.
+position: a run that was killed goes on from its last checkpoint as if nothing had happened. There is one after
+each epoch, before each validation, every ten minutes, and when Ctrl-C or SIGTERM ends the training.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +29,7 @@ from tqdm.auto import tqdm
 
 from lab5 import checkpoint, parallel, schedules
 from lab5.config import Config
-from lab5.data import Pack, condition_statistics, to_video, training_loader
+from lab5.data import Batch, Pack, condition_statistics, to_video, training_loader
 from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, keep_memory
 from lab5.files import write_text
 from lab5.model import CVAE, ElboTerms
@@ -35,6 +40,8 @@ OnEpoch = Callable[[list[Record], CVAE], bool | None]
 
 FALL = 6.0                                      # dB below the best validation that end a run as diverged
 MOST_KL = 1e4                                   # nats a frame; a model that learns says tens, hundreds at most
+SAVE_EVERY = 600.0                              # seconds between two checkpoints within an epoch
+AGREE_EVERY = 10                                # steps after which several processes ask each other whether to stop
 
 
 class Diverged(RuntimeError):
@@ -64,7 +71,22 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
     run = Path(run)
     world = parallel.join()
     with _alone(run) if world.is_first else nullcontext():
-        return _train(config, train_pack, validate_pack, run, world, progress, on_epoch)
+        keep_memory()
+        share = world.share(config.batch_size)
+        claim(run, config)
+        training = _Training(config, train_pack, run, world)
+        loader = iter(training_loader(train_pack, config.length, config.batch_size, config.seed, training.position,
+                                      config.steps, config.workers, share))
+        with tqdm(total=config.steps, initial=training.position, unit="step", desc="training",
+                  disable=not (progress and world.is_first)) as bar:
+            while len(training.history) < config.epochs:
+                training.go_through_epoch(loader, bar)
+                training.finish_epoch(validate_pack)
+                stop = world.is_first and on_epoch and on_epoch(training.history, training.model)
+                _refuse_divergence(training.history, config, run)
+                if parallel.largest(float(bool(stop)), training.device):         # one says so, and all end together
+                    break
+        return training.history
 
 
 @contextmanager
@@ -79,52 +101,174 @@ def _alone(run: Path) -> Iterator[None]:
                    "choose another run folder") from None
 
 
-def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, world: parallel.World, progress: bool,
-           on_epoch: OnEpoch | None) -> list[Record]:
-    keep_memory()
-    share = world.share(config.batch_size)
-    claim(run, config)
-    device = choose_device()
-    precision = choose_precision(config.precision, device)
-    torch.manual_seed(config.seed)
-    model = CVAE(config, train_pack.condition_dim)
-    model.set_condition_statistics(*map(torch.as_tensor, condition_statistics(train_pack)))
-    model = parallel.share_norms(model).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, 0.999), fused=True)
+@dataclass
+class _Tally:
+    """What the steps of the epoch under way add up to; a checkpoint within the epoch holds it."""
 
-    history: list[Record] = []
-    if any(path.exists() for path in (run / "last.safetensors", checkpoint.previous(run / "last.safetensors"))):
-        history = checkpoint.restore(run / "last.safetensors", model, optimizer)["history"]
-    if world.is_first:
-        _write_history(run, history)
-    _refuse_divergence(history, config, run)
+    steps: int
+    losses: torch.Tensor                        # sums of loss, MSE and KL, on the device
+    ratios: np.ndarray                          # sums of KL weight, teacher-forcing ratio and learning rate
+    seconds: float
 
-    best = max((record["psnr"] for record in history if record["psnr"] is not None), default=-np.inf)
-    loader = iter(training_loader(train_pack, config.length, config.batch_size, config.seed,
-                                  len(history) * config.batches_per_epoch, config.steps, config.workers, share))
-    with tqdm(total=config.steps, initial=len(history) * config.batches_per_epoch, unit="step", desc="training",
-              disable=not (progress and world.is_first)) as bar:
-        for epoch in range(len(history) + 1, config.epochs + 1):
-            record = _train_epoch(model, optimizer, loader, epoch, precision, share, bar)
-            _refuse_explosion(record, config, run)
-            history.append(record)
-            stop = False
-            if world.is_first:
-                if epoch % config.validate_every == 0 or epoch == config.epochs:
-                    scores = evaluate(model, validate_pack, protocols=("sampled",), limit=config.validate_sequences,
-                                      seed=config.seed, precision=precision, progress=False)
-                    record["psnr"] = scores.average("sampled")[0]
-                _write_history(run, history)
-                if record["psnr"] is not None and record["psnr"] > best:
-                    best = record["psnr"]
-                    checkpoint.save(run / "best.safetensors", model, epoch=epoch, psnr=best, precision=precision)
-                checkpoint.save(run / "last.safetensors", model, optimizer, epoch=epoch, precision=precision,
-                                history=history)
-                stop = bool(on_epoch and on_epoch(history, model))
-            _refuse_divergence(history, config, run)
-            if parallel.mean(torch.tensor(float(stop), device=device)) > 0:      # one says so, and all end together
-                break
-    return history
+
+class _Training:
+    """A run under way in this process: the objects that change, and how far they are."""
+
+    def __init__(self, config: Config, pack: Pack, run: Path, world: parallel.World) -> None:
+        self.config, self.run, self.world, self.device = config, run, world, choose_device()
+        self.share = world.share(config.batch_size)
+        self.precision = choose_precision(config.precision, self.device)
+        torch.manual_seed(config.seed)
+        model = CVAE(config, pack.condition_dim)
+        model.set_condition_statistics(*map(torch.as_tensor, condition_statistics(pack)))
+        self.model = parallel.share_norms(model).to(self.device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(config.beta1, 0.999),
+                                          fused=True)
+        self.history: list[Record] = []
+        self.tally = self._no_steps()
+        self.saved = time.monotonic()
+        last = run / "last.safetensors"
+        if any(path.exists() for path in (last, checkpoint.previous(last))):
+            self._restore(checkpoint.restore(last, self.model, self.optimizer))
+        if world.is_first:
+            _write_history(run, self.history)
+        _refuse_divergence(self.history, config, run)
+
+    def _no_steps(self) -> _Tally:
+        return _Tally(0, torch.zeros(3, device=self.device), np.zeros(3), 0.0)
+
+    def _restore(self, facts: Record) -> None:
+        self.history, within = facts["history"], facts.get("within")
+        if within:
+            self.tally = _Tally(within["steps"], torch.tensor(within["losses"], device=self.device),
+                                np.array(within["ratios"]), within["seconds"])
+
+    @property
+    def position(self) -> int:
+        """Steps that are done."""
+        return len(self.history) * self.config.batches_per_epoch + self.tally.steps
+
+    def save(self) -> None:
+        """Write all that the run needs to go on from here. All processes call it, and the first writes.
+
+        Raises Diverged before anything is written where the epoch's loss or KL is beyond all measure.
+        """
+        tally, losses = self.tally, parallel.mean(self.tally.losses).tolist()
+        if tally.steps:
+            _refuse_explosion(self._record(), self.config, self.run)
+        within = {"steps": tally.steps, "losses": losses, "ratios": tally.ratios.tolist(), "seconds": tally.seconds}
+        if self.world.is_first:
+            checkpoint.save(self.run / "last.safetensors", self.model, self.optimizer, epoch=len(self.history),
+                            precision=self.precision, history=self.history, within=within if tally.steps else None)
+        self.saved = time.monotonic()
+
+    def go_through_epoch(self, loader: Iterator[Batch], bar: tqdm) -> None:
+        """Make the steps that the epoch still lacks. Ctrl-C and SIGTERM act when the step is done and saved."""
+        planned = self.config.batches_per_epoch
+        self.model.train()
+        with _held_signals() as arrived:
+            while self.tally.steps < planned:
+                started = time.perf_counter()
+                self._step(next(loader))
+                self.tally.seconds += time.perf_counter() - started
+                bar.update()
+                if self.world.size > 1 and self.tally.steps % AGREE_EVERY:
+                    continue
+                wish = max([*arrived, float(time.monotonic() - self.saved > SAVE_EVERY)])
+                wish = int(parallel.largest(wish, self.device))     # 0: go on, 1: save, more: a signal that ends it
+                if wish:
+                    self.save()
+                if wish > 1:
+                    arrived[:] = [wish]
+                    if self.world.is_first:
+                        print(f"\nstopped within epoch {len(self.history) + 1}, after {self.tally.steps} of its "
+                              f"{planned} steps, and saved in {self.run}", file=sys.stderr)
+                    break
+        started = time.perf_counter()
+        record = self._record()                                 # waits for a GPU's last steps
+        self.tally.seconds += time.perf_counter() - started
+        bar.set_postfix(epoch=record["epoch"], mse=f"{record['mse']:.4f}", kl=f"{record['kl']:.2f}")
+
+    def _step(self, batch: Batch) -> None:
+        config, step = self.config, self.position
+        progress = step / max(config.steps - 1, 1)
+        kl_weight = float(schedules.kl_weight(config, progress))
+        ratio = float(schedules.teacher_forcing_ratio(config, progress))
+        lr = float(schedules.learning_rate(config, (step + 1) / config.steps))
+        noise, forced = _draws(config, step, ratio, self.model.noise_size)
+        if progress >= config.norm_freeze:
+            freeze_norms(self.model)
+        frames = to_video(batch.frames.to(self.device, non_blocking=True))
+        with autocast(self.precision, self.device):
+            terms = self.model.elbo_terms(frames, batch.condition.to(self.device, non_blocking=True),
+                                          noise[:, self.share].to(self.device, non_blocking=True), forced)
+        loss = objective(config, terms, kl_weight)
+        loss.backward()
+        parallel.average_gradients(self.model)
+        if config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.tally.steps += 1
+        self.tally.losses += torch.stack([loss, terms.mse, terms.kl]).detach()
+        self.tally.ratios += (kl_weight, ratio, lr)
+
+    def _record(self) -> Record:
+        """The epoch under way: averages over its steps so far, and over all processes."""
+        tally = self.tally
+        loss, mse, kl = (parallel.mean(tally.losses) / tally.steps).tolist()
+        kl_weight, ratio, lr = (tally.ratios / tally.steps).tolist()
+        return {"epoch": len(self.history) + 1, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight,
+                "teacher_forcing": ratio, "lr": lr, "psnr": None, "seconds": tally.seconds,
+                "sequences_per_second": tally.steps * self.config.batch_size / tally.seconds}
+
+    def finish_epoch(self, validate_pack: Pack) -> None:
+        """Validate where that is due, and put the epoch, the best weights and the whole run on the disk."""
+        config, record = self.config, self._record()
+        _refuse_explosion(record, config, self.run)
+        due = record["epoch"] % config.validate_every == 0 or record["epoch"] == config.epochs
+        if due:
+            self.save()                         # validating takes minutes, and need not be lost with the epoch
+            record["psnr"] = self._validate(validate_pack) if self.world.is_first else None
+        best = max((old["psnr"] for old in self.history if old["psnr"] is not None), default=-np.inf)
+        self.history.append(record)
+        self.tally = self._no_steps()
+        if self.world.is_first:
+            _write_history(self.run, self.history)
+            if record["psnr"] is not None and record["psnr"] > best:
+                checkpoint.save(self.run / "best.safetensors", self.model, epoch=record["epoch"], psnr=record["psnr"],
+                                precision=self.precision)
+        self.save()
+
+    def _validate(self, pack: Pack) -> float:
+        scores = evaluate(self.model, pack, protocols=("sampled",), limit=self.config.validate_sequences,
+                          seed=self.config.seed, precision=self.precision, progress=False)
+        return scores.average("sampled")[0]
+
+
+@contextmanager
+def _held_signals() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM act when the block ends, which is told of them; a second one does not wait."""
+    arrived: list[int] = []
+    before: dict[int, Any] = {}
+
+    def hold(number: int, frame: object) -> None:
+        arrived.append(number)
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)
+                  if signal.getsignal(number) is not signal.SIG_IGN}
+        for number in before:
+            signal.signal(number, hold)
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in arrived:
+        signal.raise_signal(number)
 
 
 def claim(run: Path, config: Config) -> None:
@@ -179,8 +323,8 @@ def _refuse_explosion(record: Record, config: Config, run: Path) -> None:
     """Raise Diverged where an epoch's loss is no number or its KL is beyond all measure, before that is saved."""
     if not np.isfinite(record["loss"]) or record["kl"] > MOST_KL:
         raise Diverged(f"epoch {record['epoch']}: loss {record['loss']:.4g}, MSE {record['mse']:.4g}, KL "
-                       f"{record['kl']:.4g} nats a frame: the training has diverged, and the last good checkpoint is "
-                       f"that of epoch {record['epoch'] - 1}. {_way_out(config, run)}")
+                       f"{record['kl']:.4g} nats a frame: the training has diverged; the checkpoints before it are "
+                       f"kept. {_way_out(config, run)}")
 
 
 def _refuse_divergence(history: list[Record], config: Config, run: Path) -> None:
@@ -227,47 +371,6 @@ def branch(source: Path, run: Path, **changes: Any) -> Config:
     checkpoint.save(run / "best.safetensors", begun, **facts)
     checkpoint.save(run / "last.safetensors", begun, **facts, history=history)
     return config
-
-
-def _train_epoch(model: CVAE, optimizer: torch.optim.Optimizer, loader: Iterator, epoch: int, precision: str,
-                 share: slice, bar: tqdm) -> Record:
-    """One epoch of steps; returns its record, averages over its batches (and over all processes)."""
-    config, device = model.config, model.condition_mean.device
-    model.train()
-    sums = torch.zeros(3, device=device)                        # loss, mse, kl
-    ratios = np.zeros(3)                                        # kl weight, teacher-forcing ratio, learning rate
-    started = time.perf_counter()
-    for step in range((epoch - 1) * config.batches_per_epoch, epoch * config.batches_per_epoch):
-        progress = step / max(config.steps - 1, 1)
-        kl_weight = float(schedules.kl_weight(config, progress))
-        ratio = float(schedules.teacher_forcing_ratio(config, progress))
-        lr = float(schedules.learning_rate(config, (step + 1) / config.steps))
-        noise, forced = _draws(config, step, ratio, model.noise_size)
-        if progress >= config.norm_freeze:
-            freeze_norms(model)
-        batch = next(loader)
-        frames = to_video(batch.frames.to(device, non_blocking=True))
-        with autocast(precision, device):
-            terms = model.elbo_terms(frames, batch.condition.to(device, non_blocking=True),
-                                     noise[:, share].to(device, non_blocking=True), forced)
-        loss = objective(config, terms, kl_weight)
-        loss.backward()
-        parallel.average_gradients(model)
-        if config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimizer.param_groups[0]["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        sums += torch.stack([loss, terms.mse, terms.kl]).detach()
-        ratios += (kl_weight, ratio, lr)
-        bar.update()
-    seconds = time.perf_counter() - started
-    loss, mse, kl = (parallel.mean(sums) / config.batches_per_epoch).tolist()
-    bar.set_postfix(epoch=epoch, mse=f"{mse:.4f}", kl=f"{kl:.2f}")
-    kl_weight, ratio, lr = (ratios / config.batches_per_epoch).tolist()
-    return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,
-            "lr": lr, "psnr": None, "seconds": seconds,
-            "sequences_per_second": config.batches_per_epoch * config.batch_size / seconds}
 
 
 def freeze_norms(model: CVAE) -> None:

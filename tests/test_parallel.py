@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lab5 import parallel
+from lab5 import checkpoint, parallel
 from lab5.data import training_loader
 from lab5.training import read_history
 
@@ -90,6 +90,24 @@ def test_a_killed_process_ends_the_job_with_a_clear_word_and_a_whole_checkpoint(
     assert status == 1 and "one of the 2 processes ended before its time" in errors
     train(tmp_path / "run", tiny_root, 2)
     close(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_processes_at_one_step_which_is_saved(number, tiny_root, tmp_path, alone):
+    """The terminal signals every process, `kill` only the one that was started; both within a long epoch."""
+    run = tmp_path / "run"
+    settings = ("epochs=1", "batches_per_epoch=400")
+    job = subprocess.Popen(command(run, tiny_root, 2, *settings), stderr=subprocess.PIPE, text=True,
+                           start_new_session=True)
+    for line in job.stderr:
+        if " 2/400" in line:                                    # the progress bar
+            break
+    (os.killpg if number == signal.SIGINT else os.kill)(job.pid, number)
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 130 and "the same command goes on from here" in errors, errors
+    assert errors.count("stopped within epoch 1") == 1
+    within = checkpoint.load_model(run / "last.safetensors")[1]["within"]
+    assert 0 < within["steps"] < 400
 
 
 def test_every_sequence_is_seen_by_one_process_and_once_a_pass(tiny_packs):

@@ -1,5 +1,6 @@
 """Training: it learns, it is the same for a seed, it survives a kill, and it refuses what would end badly."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lab5 import checkpoint
+from lab5 import checkpoint, schedules, training
 from lab5.cli import main
+from lab5.model import CVAE
+from lab5.schedules import learning_rate
 from lab5.training import Busy, Diverged, branch, read_history, train
 
 
@@ -104,6 +107,78 @@ def test_a_run_stopped_after_an_epoch_is_saved_and_goes_on_to_the_same_weights(l
     assert weights(tmp_path / "stopped") == weights(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_is_followed_by_a_checkpoint_and_loses_nothing(number, config, tiny_packs, tmp_path,
+                                                                             monkeypatch, capsys):
+    config = config.replace(batches_per_epoch=5, norm_freeze=0.5, tf_start=0.5)
+    unbroken = run(config, tiny_packs, tmp_path / "unbroken")
+    terms, steps = CVAE.elbo_terms, []
+
+    def interrupted(*arguments):
+        steps.append(1)
+        if len(steps) == 7:
+            signal.raise_signal(number)
+        return terms(*arguments)
+
+    def die(*_):
+        raise SystemExit
+
+    before = signal.signal(signal.SIGTERM, die)
+    try:
+        with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+            patch.setattr(CVAE, "elbo_terms", interrupted)
+            run(config, tiny_packs, tmp_path / "cut")
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is die
+    assert "stopped within epoch 2, after 2 of its 5 steps" in capsys.readouterr().err
+    facts = checkpoint.load_model(tmp_path / "cut" / "last.safetensors")[1]
+    assert len(steps) == 7 and (facts["epoch"], facts["within"]["steps"]) == (1, 2)
+    assert exact(run(config, tiny_packs, tmp_path / "cut")) == exact(unbroken)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "unbroken")
+
+
+def test_a_second_interrupt_does_not_wait_for_the_step(config, tiny_packs, tmp_path, monkeypatch):
+    def impatient(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the step went on")
+
+    monkeypatch.setattr(CVAE, "elbo_terms", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tiny_packs, tmp_path)
+
+
+def test_an_interrupted_validation_costs_only_itself(config, tiny_packs, tmp_path, monkeypatch):
+    unbroken = run(config, tiny_packs, tmp_path / "unbroken")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "evaluate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        run(config, tiny_packs, tmp_path / "cut")
+    facts = checkpoint.load_model(tmp_path / "cut" / "last.safetensors")[1]
+    assert (facts["epoch"], facts["within"]["steps"]) == (0, config.batches_per_epoch)
+    assert exact(run(config, tiny_packs, tmp_path / "cut")) == exact(unbroken)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "unbroken")
+
+
+def test_a_long_epoch_is_saved_on_its_way(config, tiny_packs, tmp_path, monkeypatch):
+    class Cut(BaseException):
+        pass
+
+    config = config.replace(epochs=1, batches_per_epoch=8)
+    unbroken = run(config, tiny_packs, tmp_path / "unbroken")
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(training, "SAVE_EVERY", 0.0)
+        patch.setattr(schedules, "learning_rate", lambda config, progress: (
+            _raise(Cut) if progress > 0.8 else learning_rate(config, progress)))
+        run(config, tiny_packs, tmp_path / "cut")
+    assert checkpoint.load_model(tmp_path / "cut" / "last.safetensors")[1]["within"]["steps"] == 6
+    assert exact(run(config, tiny_packs, tmp_path / "cut")) == exact(unbroken)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "unbroken")
+
+
+def _raise(error):
+    raise error
+
+
 def test_two_processes_stop_together(config, tiny_root, tmp_path):
     """Only the first is asked; did the other train on, it would wait for the first until the test's patience ends."""
     script = tmp_path / "stop.py"
@@ -163,8 +238,6 @@ def test_another_configuration_in_the_same_folder_is_refused(config, tiny_packs,
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(config, tiny_packs, tmp_path, monkeypatch):
-    from lab5.model import CVAE
-
     terms, steps = CVAE.elbo_terms, []
 
     def poisoned(self, frames, condition, noise, forced):
@@ -263,8 +336,6 @@ def test_a_second_training_in_the_same_folder_is_refused(config, tiny_packs, tmp
 
 def fallen(config, packs, folder, monkeypatch, scores):
     """A run whose validations come out as `scores`, until it ends."""
-    from lab5 import training
-
     class Scores:
         def __init__(self, psnr):
             self.psnr = psnr
@@ -299,10 +370,6 @@ def test_an_ordinary_setback_is_not_a_divergence(scores, config, tiny_packs, tmp
 
 
 def test_an_exploding_kl_ends_the_run(config, tiny_packs, tmp_path, monkeypatch):
-    import dataclasses
-
-    from lab5.model import CVAE
-
     terms = CVAE.elbo_terms
     monkeypatch.setattr(CVAE, "elbo_terms", lambda *args: (
         lambda found: dataclasses.replace(found, kl=found.kl + 1e6))(terms(*args)))
