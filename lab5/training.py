@@ -70,7 +70,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
     """
     run = Path(run)
     world = parallel.join()
-    with _alone(run) if world.is_first else nullcontext():
+    with alone(run) if world.is_first else nullcontext():
         keep_memory()
         share = world.share(config.batch_size)
         claim(run, config)
@@ -90,7 +90,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
 
 
 @contextmanager
-def _alone(run: Path) -> Iterator[None]:
+def alone(run: Path) -> Iterator[None]:
     """Hold the run folder, which a killed process lets go of by itself. Raises Busy where another holds it."""
     try:
         run.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from lab5.evaluation import PROTOCOLS, Evaluation, choose_device, choose_precisi
 from lab5.files import write_text
 from lab5.model import CVAE
 from lab5.simulator import simulate
-from lab5.training import OnEpoch, Record, read_history, train
+from lab5.training import OnEpoch, Record, alone, claim, read_history, train
 
 PROJECT = Path(__file__).resolve().parents[1]
 TRAINED_ON_DEMAND = ("smoke", "quick")          # presets that a later notebook trains by itself
@@ -125,11 +126,36 @@ class Workbook:
                 on_epoch(history, self.model())
             return history
         train_pack, validate_pack = self.pack("train"), self.pack("validate")
+        self._claim_data(train_pack)
+        return train(self.config, train_pack, validate_pack, self.run, progress=progress, on_epoch=on_epoch)
+
+    def _claim_data(self, pack: Pack) -> None:
+        """Note which data the run learns from. Raises ValueError where it has begun with other data."""
+        path = self.run / "data.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if read_history(self.run) and known.get("train", pack.fingerprint) != pack.fingerprint:
+            raise ValueError(f"{self.run}: was trained on the data in {known['root']} ({known['train']}), not on those "
+                             f"in {self.data} ({pack.fingerprint}). Name that folder, or choose another run folder")
         root = self.data.relative_to(PROJECT) if self.data.is_relative_to(PROJECT) else self.data     # it may move
-        write_text(self.run / "data.json",
-                   json.dumps({"root": root.as_posix(), "train": train_pack.fingerprint}) + "\n")
-        return train(self.config, train_pack, validate_pack, self.run, progress=progress,
-                     on_epoch=on_epoch)
+        write_text(path, json.dumps({"root": root.as_posix(), "train": pack.fingerprint}) + "\n")
+
+    def start(self) -> None:
+        """Train in a process of its own, which goes on when this kernel, JupyterLab or the connection ends.
+
+        `watch` follows it. Raises training.Busy where another process trains this run, and what `train` raises.
+        """
+        self.prepare()
+        with alone(self.run):
+            claim(self.run, self.config)
+        log = self.run / "train.log"
+        with open(log, "a", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lab5.cli", "train", "--preset", self.config.preset, "--run", str(self.run),
+                 "--data", str(self.data)], stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=PROJECT,
+                start_new_session=True, env=os.environ | {"TQDM_MININTERVAL": "60"})         # a log of bounded length
+        self.say(f"Process {process.pid} trains `{self.run.name}`, and needs neither this kernel nor JupyterLab any "
+                 f"more. `book.watch()` follows it, here or in another notebook; `kill {process.pid}` stops it, and "
+                 f"it saves first. What it says is in `{log.name}` of the run folder.")
 
     @property
     def only_weights(self) -> bool:

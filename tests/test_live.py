@@ -1,7 +1,12 @@
 """Training while it is looked at: the view changes nothing but the screen, its button stops, and others can watch."""
 
+import dataclasses
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,6 +16,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from jupyter_client.manager import start_new_kernel
 from test_training import exact, weights
 
@@ -46,6 +52,29 @@ def shown(monkeypatch):
 def book(tiny_root, tmp_path) -> Workbook:
     return Workbook(preset("smoke", precision="float32", epochs=3, validate_every=2, norm_freeze=0.5), tmp_path / "run",
                     tiny_root)
+
+
+def test_a_training_started_as_a_process_outlives_the_one_that_started_it(book, tmp_path):
+    """A kernel is killed with all that belongs to it, as JupyterLab does."""
+    unseen = Workbook(book.config, tmp_path / "unseen", book.data)
+    unseen.train(progress=False)
+    kernel = subprocess.Popen([sys.executable, "-c", f"""
+import sys, time
+from pathlib import Path
+from lab5.config import Config
+from lab5.workbook import Workbook
+config = Config.from_dict({dataclasses.asdict(book.config)!r})
+Workbook(config, Path({str(book.run)!r}), Path({str(book.data)!r})).start()
+print("started", flush=True)
+time.sleep(600)
+"""], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert any("started" in line for line in kernel.stdout)
+    os.killpg(kernel.pid, signal.SIGKILL)
+    kernel.wait()
+    seen = list(live.follow(book.run))
+    assert [record["epoch"] for record in seen[-1]] == [1, 2, 3]
+    with FileLock(book.run / ".training.lock", timeout=60):     # the history is written before the weights
+        assert weights(book.run) == weights(unseen.run)
 
 
 def pixels(image) -> np.ndarray:

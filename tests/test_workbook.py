@@ -10,6 +10,7 @@ from lab5.config import Config, preset
 from lab5.data import to_video
 from lab5.evaluation import evaluate
 from lab5.metrics import psnr
+from lab5.simulator import simulate
 from lab5.workbook import NotYet, Workbook, open_book, simulated_root
 
 
@@ -86,3 +87,13 @@ def test_the_videos_shown_are_those_that_are_scored(trained):
                          for name in ("prediction", "truth"))
     shown = psnr(prediction, truth).mean().item()
     assert shown == pytest.approx(trained.evaluation().psnr["sampled"][2].mean(), abs=0.05)    # rounded to grey levels
+
+
+def test_a_run_is_not_continued_on_other_data(tiny_root, tmp_path):
+    config = preset("smoke", precision="float32")
+    Workbook(config, tmp_path / "run", tiny_root).train(lambda history, model: True, progress=False)
+    simulate(tmp_path / "other", 4, 2, 2, seed=5, workers=1, progress=False)
+    before = (tmp_path / "run" / "data.json").read_bytes()
+    with pytest.raises(ValueError, match="was trained on the data in .*other.*choose another run folder"):
+        Workbook(config, tmp_path / "run", tmp_path / "other").train(progress=False)
+    assert (tmp_path / "run" / "data.json").read_bytes() == before
