@@ -8,10 +8,8 @@ whatever the number of processes, and what a kill interrupted goes on to the sam
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from tqdm.auto import tqdm
 
 from lab5 import scene
 from lab5.files import write_text
+from lab5.processes import each
 from lab5.scene import Scene
 from lab5.sources import SIMULATION, SPLITS, write_sequence
 
@@ -293,7 +292,7 @@ def simulate(root: str | Path, train: int, validate: int, test: int, length: int
             _begin(home, record, counts)
             missing = _missing(home, counts)
             with tqdm(total=len(missing), desc="the robot moves", unit="seq", disable=not progress) as bar:
-                for _ in _each(partial(_write, home, seed, length), missing, workers):
+                for _ in each(partial(_write, home, seed, length), missing, workers):
                     bar.update()
     except OSError as error:
         raise OSError(f"{home}: the simulated set cannot be written ({error}); make room or the folder writable and "
@@ -348,21 +347,3 @@ def _missing(home: Path, counts: dict[str, int]) -> list[tuple[str, int]]:
 def _write(home: Path, seed: int, length: int, sequence: tuple[str, int]) -> None:
     frames, actions, positions = episode(seed, *sequence, length)
     write_sequence(_folder(home, *sequence), frames, np.hstack([actions, positions]), "%.8f")
-
-
-def _each(task: Callable, items: list, workers: int | None) -> Iterator[None]:
-    """Do a task on every item, in so many processes; yields as each is done."""
-    workers = min(workers or _cores(), len(items))
-    if workers < 2:
-        yield from map(task, items)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:    # safe beside threads and CUDA
-        try:
-            for done in as_completed([pool.submit(task, item) for item in items]):
-                yield done.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,11 +8,9 @@ that two groups share is trained once, and a sweep that was cut off goes on wher
 from __future__ import annotations
 
 import csv
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +19,10 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from lab5.config import Config
-from lab5.files import write_atomically
-from lab5.workbook import PROJECT, Workbook, cores, machine, table
+from lab5.files import write_atomically, write_text
+from lab5.processes import each
+from lab5.training import Diverged, read_history
+from lab5.workbook import PROJECT, Workbook, machine, table
 
 Options = dict[str, dict]                       # what a reader sees -> the settings that it changes
 
@@ -65,6 +65,11 @@ class Result:
     seconds: np.ndarray                         # (seeds,), of training
     runs: tuple[Workbook, ...] = ()             # a seed each; none where the result was read from a file
 
+    @property
+    def diverged(self) -> int:
+        """How many of its runs have diverged. They have no scores but NaN, and then the option is not compared."""
+        return int(np.isnan(self.sampled).any(axis=1).sum())
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -75,16 +80,17 @@ class Sweep:
 
     @cached_property
     def reference(self) -> Result:
-        """The run that nothing was changed in. Raises ValueError where no option is it."""
+        """The run that nothing was changed in. Raises ValueError where no option is it, or it has diverged."""
         for result in self.results:
-            if result.is_reference:
+            if result.is_reference and not result.diverged:
                 return result
-        raise ValueError("none of the compared options is the reference run")
+        raise ValueError("the reference run has diverged or is none of the compared options: there is nothing to "
+                         "compare with; sweep from a configuration that trains, with a lower lr perhaps")
 
     @cached_property
     def different(self) -> list[Result]:
-        """Every option once: the reference stands in every group, but is one."""
-        return [self.reference, *(result for result in self.results if not result.is_reference)]
+        """Every option that can be compared, once: the reference stands in every group, but is one."""
+        return [self.reference, *(r for r in self.results if not r.is_reference and not r.diverged)]
 
     def groups(self) -> dict[str, dict[str, Result]]:
         """group -> option -> its result."""
@@ -97,8 +103,10 @@ class Sweep:
 
         What the scores leave when every option has its mean and every seed its own (randomised blocks; Fisher
         1935), pooled over all options, since two or three seeds of one say little about their spread.
-        (NaN, 0) for a single seed.
+        (NaN, 0) for a single seed or option.
         """
+        if len(self.different) < 2:
+            return float("nan"), 0
         scores = np.array([result.sampled.mean(axis=1) for result in self.different])           # (options, seeds)
         freedom = (scores.shape[0] - 1) * (scores.shape[1] - 1)
         if freedom == 0:
@@ -130,23 +138,33 @@ class Sweep:
         """For every group a sentence: which option came first, by how much over the next, and which came last."""
         sentences = {}
         for group, options in self.groups().items():
-            first, second, *others = sorted(options.values(), key=lambda r: r.sampled.mean(), reverse=True)
-            sentences[group] = (f"*{first.option}* comes first with {first.sampled.mean():.2f} dB, "
-                                f"{self.verdict(first, second)} against *{second.option}*" + (
-                                    f"; *{others[-1].option}* comes last, {self.verdict(others[-1], first)} against "
-                                    "the first" if others else "") + ".")
+            ranked = sorted((r for r in options.values() if not r.diverged), key=lambda r: r.sampled.mean(),
+                            reverse=True)
+            parts = [f"*{first.option}* comes first with {first.sampled.mean():.2f} dB" for first in ranked[:1]]
+            if len(ranked) > 1:
+                parts[0] += f", {self.verdict(*ranked[:2])} against *{ranked[1].option}*"
+            if len(ranked) > 2:
+                last = ranked[-1]
+                parts.append(f"*{last.option}* comes last, {self.verdict(last, ranked[0])} against the first")
+            parts += [f"*{r.option}* diverged" for r in options.values() if r.diverged]
+            sentences[group] = f"{'; '.join(parts)}."
         return sentences
 
     def effects(self) -> list[dict]:
         """Records for `figures.effects`."""
-        gains = [(None, 0.0) if r.is_reference else self.gain(r) for r in self.results]
+        compared = [r for r in self.results if not r.diverged]
+        gains = [(None, 0.0) if r.is_reference else self.gain(r) for r in compared]
         return [{"group": r.group, "setting": r.option, "gain": gain, "half": half}
-                for r, (gain, half) in zip(self.results, gains, strict=True)]
+                for r, (gain, half) in zip(compared, gains, strict=True)]
 
     def table(self) -> str:
         """Every option, its scores and its gain over the reference, as a Markdown table."""
         rows = []
         for r in self.results:
+            if r.diverged:
+                of_all = f" in {r.diverged} of {len(r.sampled)} runs" if len(r.sampled) > 1 else ""
+                rows.append((r.group, r.option, f"diverged{of_all}", "", "", "", "", f"{r.seconds.mean():.0f}"))
+                continue
             gain, half = self.gain(r)
             rows.append((r.group, r.option, f"{r.sampled.mean():.2f}", f"{r.mean.mean():.2f}",
                          "reference" if r.is_reference else signed(gain, half), "yes" if abs(gain) > half else "",
@@ -223,27 +241,39 @@ def sweep(book: Workbook, groups: dict[str, Options], share: float = 0.1, seeds:
 def _train(variants: list[Workbook]) -> None:
     """Train and score runs, side by side on a CPU."""
     variants[0].prepare()
-    at_once = 1 if torch.cuda.is_available() else min(cores(), len(variants))
+    at_once = 1 if torch.cuda.is_available() else None
     with tqdm(total=len(variants), desc="sweep", unit="run") as bar:
-        if at_once == 1:
-            for variant in variants:
-                _run(variant)
-                bar.update()
-            return
-        with ProcessPoolExecutor(at_once, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            for done in as_completed([pool.submit(_run, variant) for variant in variants]):
-                done.result()
-                bar.update()
+        for _ in each(_run, variants, at_once, partial(torch.set_num_threads, 1)):
+            bar.update()
 
 
 def _run(variant: Workbook) -> None:
-    variant.train(progress=False)
-    variant.evaluation(protocols=PROTOCOLS)
+    """Train and score a run. That it has diverged is noted beside it, and so found out once."""
+    if _note(variant).exists():
+        return
+    try:
+        variant.train(progress=False)
+        variant.evaluation(protocols=PROTOCOLS)
+    except Diverged as error:
+        write_text(_note(variant), f"{error}\n")
+
+
+def _note(variant: Workbook) -> Path:
+    return variant.run / "diverged.txt"
 
 
 def _result(group: str, option: str, variants: list[Workbook], is_reference: bool) -> Result:
-    scores = [variant.evaluation(protocols=PROTOCOLS) for variant in variants]
-    sampled, mean = (np.stack([score.psnr[protocol].mean(axis=1) for score in scores]) for protocol in PROTOCOLS)
-    histories = [variant.history() for variant in variants]
-    return Result(group, option, is_reference, sampled, mean, np.array([history[-1]["kl"] for history in histories]),
-                  np.array([sum(record["seconds"] for record in history) for history in histories]), tuple(variants))
+    sampled, mean, kl, seconds = map(np.array, zip(*map(_scores, variants), strict=True))
+    return Result(group, option, is_reference, sampled, mean, kl, seconds, tuple(variants))
+
+
+def _scores(variant: Workbook) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """A run's PSNR of every sequence by both protocols, its KL and its seconds; scores are NaN where it diverged."""
+    history = read_history(variant.run)
+    seconds = sum(record["seconds"] for record in history)
+    if _note(variant).exists():
+        none = np.full(len(variant.pack("test")), np.nan)
+        return none, none, np.nan, seconds
+    scores = variant.evaluation(protocols=PROTOCOLS)
+    sampled, mean = (scores.psnr[protocol].mean(axis=1) for protocol in PROTOCOLS)
+    return sampled, mean, history[-1]["kl"], seconds

@@ -19,7 +19,7 @@ CARD = "torch torchvision jupyterlab matplotlib ipywidgets imageio nbval papermi
 
 # Each line may import from the lines above it and from its own, left to right
 LAYERS = """
-config files
+config files processes
 schedules metrics latents download
 layers
 model

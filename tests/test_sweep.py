@@ -125,3 +125,32 @@ def test_every_option_of_every_sweep_is_a_configuration():
         for options in groups.values():
             for changes in options.values():
                 preset("quick", **changes)
+
+
+def test_a_variant_that_diverges_is_told_in_the_table_and_the_others_are_compared(tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "each", lambda task, items, *_: map(task, items))          # in this process
+    book = Workbook(preset("smoke", precision="float32"), tmp_path / "run", tiny_root)
+    groups = {"Learning rate": {"0.001": {}, "0.002": {"lr": 2e-3}, "wild": {"lr": 1e6}}}
+    swept = sweep.sweep(book, groups, share=0.5, seeds=2)
+    told = [line.strip("| ").split(" | ") for line in swept.table().splitlines()[2:]]
+    assert [cells[1:3] for cells in told][2] == ["wild", "diverged in 2 of 2 runs"]
+    assert "reference" in told[0] and "dB" in told[1][4]
+    wild = swept.results[2]
+    assert all("Diverged" not in note and "lr=500000" in note for note in (
+        (run.run / "diverged.txt").read_text() for run in wild.runs))
+    assert [row["setting"] for row in swept.effects()] == ["0.001", "0.002"]
+    assert swept.in_words()["Learning rate"].endswith("*wild* diverged.")
+    before = {path: path.stat().st_mtime_ns for path in book.run.rglob("*.*")}
+    assert sweep.sweep(book, groups, share=0.5, seeds=2).table() == swept.table()
+    assert {path: path.stat().st_mtime_ns for path in book.run.rglob("*.*")} == before      # it is found out once
+    swept.write(tmp_path / "sweep.csv")
+    again = sweep.Sweep.read(tmp_path / "sweep.csv")
+    assert again.results[2].diverged == 2 and "diverged in 2 of 2 runs" in again.table()
+
+
+def test_where_the_reference_diverged_there_is_nothing_to_compare_with():
+    lost = np.full((1, 4), np.nan)
+    with pytest.raises(ValueError, match="reference run has diverged.*lower lr"):
+        swept_by(lost, np.ones((1, 4))).table()
+    words = swept_by(np.ones((1, 4)), lost).in_words()[""]
+    assert words == "*0* comes first with 1.00 dB; *1* diverged."
