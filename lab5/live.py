@@ -80,8 +80,8 @@ class View:
         if done == planned:
             return f"*All {planned} epochs are trained.*"
         if error in (None, KeyboardInterrupt):
-            return (f"**{'Interrupted' if error else 'Stopped'} after epoch {done} of {planned}.** Up to there all is "
-                    "saved: run this cell again, and the training goes on.")
+            return (f"**{'Interrupted' if error else 'Stopped'} after epoch {done} of {planned}.** All is saved: "
+                    "run this cell again, and the training goes on.")
         return f"**Ended by an error after epoch {done} of {planned}.**"
 
 

@@ -83,7 +83,7 @@ def launch(processes: int, arguments: list[str]) -> None:
         raise KeyboardInterrupt
     if status:
         raise RuntimeError(f"one of the {processes} processes ended before its time (see above), so all were stopped. "
-                           "The run folder holds the last whole epoch: the same command goes on from it, with any "
+                           "The run folder holds the last checkpoint: the same command goes on from it, with any "
                            "number of processes")
 
 
