@@ -1,4 +1,5 @@
 # make report   run the whole workbook (preset quick) and print the grade
+# make demo     score the weights that come with it
 # make test     prove that it is right
 # make lab      open the notebooks in JupyterLab (as root, in a container: make lab ARGS=--allow-root)
 # make bench    measure its speed beside the plain loop
@@ -9,10 +10,13 @@ PRESET ?= quick
 DATA ?=
 BIN := .venv/bin
 
-.PHONY: report test lab bench clean
+.PHONY: report demo test lab bench clean
 
 report: .venv/installed
 	$(BIN)/lab5 report --preset $(PRESET) $(if $(DATA),--data "$(DATA)")
+
+demo: .venv/installed
+	$(BIN)/lab5 demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)

@@ -83,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "score a run's best weights on the test split")
     run_options(sub)
 
+    command("demo", _demo, "score the weights that come with the workbook on the simulated robot's test split")
+
     sub = command("convert-checkpoint", _convert_checkpoint, "make a run folder of the course template's model.pth")
     sub.add_argument("checkpoint", type=Path, metavar="MODEL.PTH", help="read without running what is in it")
     sub.add_argument("run", type=Path, nargs="?", metavar="RUN", help="new folder (default: MODEL_lab5 beside it)")
@@ -229,6 +231,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     from lab5.workbook import open_book
 
     print(summary(open_book(options.preset, options.run, options.data)))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from lab5.report import demo
+
+    print(demo())
 
 
 def _convert_checkpoint(options: argparse.Namespace) -> None:

@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 
 from lab5 import pdf, rubric
 from lab5.document import Chapter, Details, Incomplete, read_chapters, section_label
+from lab5.evaluation import Evaluation, evaluate
 from lab5.files import write_text
 from lab5.training import read_history
-from lab5.workbook import PROJECT, Workbook, open_book, table
+from lab5.workbook import PROJECT, RECORDED, Workbook, open_book, recorded_run, table
 
 NOTEBOOKS = PROJECT / "notebooks"
 
@@ -158,6 +159,19 @@ def _appendices(facts: dict[str, str], items: list[rubric.Item], chapters: list[
         table("fact", "value", rows=rows),
         "# The assignment, point by point {#rubric}",
         rubric.as_markdown(items, labels)])
+
+
+def demo() -> str:
+    """Score the recorded run's weights anew on its whole test split; the result beside what is recorded."""
+    book = open_book("standard", str(recorded_run()))
+    scores = evaluate(book.model(), book.pack("test"), protocols=("sampled", "hold", "copy"))
+    (mean, half), (recorded, _) = scores.average("sampled"), Evaluation.load(RECORDED / "evaluation" / "test").average(
+        "sampled")
+    return "\n".join([
+        "", scores.table(), "",
+        f"average PSNR   {mean:.2f} ± {half:.2f} dB over {len(scores.names)} test sequences on {book.data_name}",
+        f"as recorded    {recorded:.2f} dB in {RECORDED / 'evaluation' / 'test'}",
+        f"grade of the demo's prediction part   {scores.grade:.0%}"])
 
 
 def summary(book: Workbook) -> str:

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 from lab5 import checkpoint, figures, live
 from lab5.config import Config, preset
-from lab5.data import Pack, Windows, open_pack
+from lab5.data import SPLITS, Pack, Windows, open_pack
 from lab5.evaluation import PROTOCOLS, Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
 from lab5.files import write_text
 from lab5.model import CVAE
@@ -39,6 +39,7 @@ from lab5.simulator import simulate
 from lab5.training import OnEpoch, Record, alone, claim, read_history, train
 
 PROJECT = Path(__file__).resolve().parents[1]
+RECORDED = PROJECT / "recorded" / "standard"    # the run that comes with the workbook
 TRAINED_ON_DEMAND = ("smoke", "quick")          # presets that a later notebook trains by itself
 GIF_SCALE = 3                                   # four panels fit a notebook's column
 SIMULATION_SEED = 1                             # the simulated set is one, whatever the training's seed
@@ -48,23 +49,40 @@ class NotYet(RuntimeError):
     """Something that an earlier notebook makes is not there; says which to run."""
 
 
-def open_book(preset_name: str, run: str = "", data: str = "") -> Workbook:
+def open_book(preset_name: str, run: str = "", data: str = "", recorded: bool = False) -> Workbook:
     """Open a run folder for a notebook or a command.
 
     Args:
         preset_name: smoke, quick, standard or full. A run folder that has a configuration keeps its own.
         run: the run folder; empty: ``runs/<preset>`` in the project. Relative paths start at the project.
         data: the folder that holds ``processed_data``; empty: the one the run was trained on, else the simulated robot.
+        recorded: where no run is named and nothing is trained yet, open the recorded run instead, and say so.
     Raises:
         ValueError: unknown preset, or a configuration that cannot be read.
     """
     config = preset(preset_name)
     folder = PROJECT / (run or f"runs/{preset_name}")
+    if recorded and not run and not (folder / "history.jsonl").exists():
+        folder = recorded_run()
+        display(Markdown(f"*Nothing is trained in `runs/{preset_name}` yet, so this is the recorded run: the weights "
+                         "that come with the workbook, two hours of training on the simulated robot. Notebook 04 "
+                         "trains your own.*"))
     if (folder / "config.json").exists():
         config = Config.load(folder / "config.json")
     elif (folder / "best.safetensors").exists():                # weights from elsewhere bring their configuration
         config = checkpoint.load_model(folder / "best.safetensors")[0].config
     return Workbook(config, folder, _data_root(config, folder, data))
+
+
+def recorded_run() -> Path:
+    """A working copy of the run that comes with the workbook, so that what is made of it leaves the original alone."""
+    folder = PROJECT / "runs" / "recorded"
+    weights = [checkpoint.digest(home / "best.safetensors") for home in (RECORDED, folder)
+               if (home / "best.safetensors").exists()]
+    if len(set(weights)) != 1 or len(weights) != 2:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(RECORDED, folder)
+    return folder
 
 
 def _data_root(config: Config, run: Path, data: str) -> Path:
@@ -94,8 +112,8 @@ class Workbook:
     def pack(self, split: str) -> Pack:
         """A split of the data, packed; the simulated robot moves first if it has not yet."""
         if self.data == simulated_root(self.config):
-            config = self.config
-            simulate(self.data, config.sim_train, config.sim_validate, config.sim_test, seed=SIMULATION_SEED)
+            simulate(self.data, **{name: getattr(self.config, f"sim_{name}") if name == split else 0
+                                   for name in SPLITS}, seed=SIMULATION_SEED)
         return open_pack(self.data, split)
 
     def prepare(self) -> None:
