@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch: two test processes must not fight over the cores
@@ -10,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch: two test process
 import pytest
 import torch
 
+from lab5 import checkpoint
 from lab5.config import preset
 from lab5.data import open_pack
 from lab5.model import CVAE
@@ -37,6 +39,30 @@ def bair_root() -> Path:
     if not BAIR_SAMPLE.is_dir():
         pytest.skip(f"no real BAIR sequences in {BAIR_SAMPLE}; name their folder in LAB5_BAIR_SAMPLE")
     return BAIR_SAMPLE
+
+
+def start(*arguments, **options):
+    """The command `lab5` in a process of its own."""
+    return subprocess.Popen([sys.executable, "-m", "lab5.cli", *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, **options)
+
+
+def finish(process):
+    """What a command prints, until the last of the processes that it started has ended too."""
+    printed, _ = process.communicate(timeout=300)
+    return printed
+
+
+def wait_until(true, process):
+    """Wait while a process makes something true, or until it ends."""
+    while not true() and process.poll() is None:
+        time.sleep(0.01)
+
+
+def weights(run: Path) -> bytes:
+    """The bytes of the run's last weights and optimizer state."""
+    tensors, _ = checkpoint._read(run / "last.safetensors")
+    return b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
 
 
 def run_smoke_report(run: Path, data: Path, *options: str) -> str:

@@ -1,13 +1,15 @@
 """The whole workbook as one job: every notebook, every figure, the grade; and what it refuses beforehand."""
 
+import random
 import re
 import shutil
+import time
 from dataclasses import replace
 from zipfile import ZipFile
 
 import nbformat
 import pytest
-from conftest import run_smoke_report
+from conftest import finish, run_smoke_report, start, wait_until, weights
 from pypdf import PdfReader
 
 from lab5 import report, rubric, submit
@@ -19,9 +21,22 @@ from lab5.workbook import open_book
 
 @pytest.fixture(scope="module")
 def chain(tiny_root, tmp_path_factory):
-    """A run folder after `lab5 report --preset smoke`, and what the command printed."""
-    run = tmp_path_factory.mktemp("chain") / "run"
+    """A run folder after `lab5 report --preset smoke`, and what the command printed: begun twice, and twice killed."""
+    run, chance = tmp_path_factory.mktemp("chain") / "run", random.Random(0)
+    for only, sign in (["04"], "config.json"), (["08"], "variants/*/config.json"):
+        process = start("report", "--preset", "smoke", "--run", run, "--data", tiny_root, "--only", *only)
+        wait_until(lambda sign=sign: list(run.glob(sign)), process)             # it trains, and then it sweeps
+        time.sleep(chance.uniform(0, 2))
+        process.kill()
+        finish(process)
     return run, run_smoke_report(run, tiny_root)
+
+
+def test_a_killed_report_leaves_no_process_and_goes_on_to_the_weights_of_an_unbroken_one(chain, tiny_root, tmp_path):
+    """Where a kernel or a worker of the sweep had lived on, the next report would have found the folder in use."""
+    unbroken = open_book("smoke", str(tmp_path), str(tiny_root))
+    unbroken.train(progress=False)
+    assert weights(chain[0]) == weights(tmp_path)
 
 
 def test_every_notebook_is_executed_without_an_error(chain):

@@ -3,11 +3,9 @@
 import dataclasses
 import itertools
 import json
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -198,29 +196,6 @@ parallel.leave()
     assert result.returncode == 0, result.stderr[-3000:]
     assert [(tmp_path / f"process-{rank}").read_text() for rank in (0, 1)] == ["2 epochs"] * 2
     assert len(read_history(tmp_path / "run")) == 2
-
-
-def test_a_killed_process_goes_on_to_the_same_weights(config, tiny_root, tiny_packs, tmp_path):
-    """SIGKILL at random moments, started again each time with the same command."""
-    changes = ["--set", "precision=float32", "--set", "epochs=6", "--set", "batches_per_epoch=12"]
-    command = [sys.executable, "-m", "lab5.cli", "train", "--preset", "smoke", "--data", str(tiny_root), *changes]
-    subprocess.run([*command, "--run", str(tmp_path / "unbroken")], check=True, capture_output=True)
-    chance, kills = random.Random(0), 0
-    while kills < 4:
-        process = subprocess.Popen([*command, "--run", str(tmp_path / "killed")], stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE)
-        begun = time.monotonic()
-        while process.poll() is None and not (tmp_path / "killed" / "config.json").exists():
-            time.sleep(0.02)                                    # importing torch is not what is to be interrupted
-        time.sleep(chance.uniform(0.1, 2.5) + (time.monotonic() - begun if kills else 0))
-        if process.poll() is not None:
-            break                                               # it was quicker than the axe
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += 1
-    assert kills
-    subprocess.run([*command, "--run", str(tmp_path / "killed")], check=True, capture_output=True)
-    assert weights(tmp_path / "killed") == weights(tmp_path / "unbroken")
 
 
 def test_a_finished_run_is_not_trained_again(config, tiny_packs, tmp_path):
