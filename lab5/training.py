@@ -41,6 +41,7 @@ OnEpoch = Callable[[list[Record], CVAE], bool | None]
 FALL = 6.0                                      # dB below the best validation that end a run as diverged
 MOST_KL = 1e4                                   # nats a frame; a model that learns says tens, hundreds at most
 SAVE_EVERY = 600.0                              # seconds between two checkpoints within an epoch
+MEASURES = "epoch loss mse kl kl_weight teacher_forcing lr seconds sequences_per_second".split()     # of an epoch
 AGREE_EVERY = 10                                # steps after which several processes ask each other whether to stop
 
 
@@ -297,12 +298,24 @@ def read_history(run: Path) -> list[Record]:
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            records.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            torn = ValueError(f"{path}, line {number}: not a record of an epoch ({error}); delete that line and those "
-                              "after it, or the run folder to start anew")
+            records.append(_checked(json.loads(line), number))
+        except (ValueError, RecursionError) as error:
+            torn = ValueError(f"{path}, line {number}: not the record of epoch {number} ({error}); delete that line "
+                              "and those after it, or the run folder to start anew")
             return _history_in_checkpoint(path, torn)
     return records
+
+
+def _checked(record: Any, number: int) -> Record:
+    """A line of the history. Raises ValueError unless it is this epoch's, with a number under each name."""
+    found = record if isinstance(record, dict) else {}
+    scored = ("psnr",) if found.get("psnr", "") is not None else ()             # null where nothing was validated
+    for name in (*MEASURES, *scored):
+        if type(found.get(name)) not in (int, float):
+            raise ValueError(f"{name} is {found[name]!r}, expected a number" if name in found else f"{name} is missing")
+    if found["epoch"] != number:
+        raise ValueError(f"epoch is {found['epoch']}")
+    return found
 
 
 def _history_in_checkpoint(path: Path, torn: ValueError) -> list[Record]:

@@ -23,7 +23,7 @@ from test_training import exact, weights
 from lab5 import live
 from lab5.config import preset
 from lab5.report import find_notebooks
-from lab5.training import read_history
+from lab5.training import MEASURES, read_history
 from lab5.workbook import Workbook
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -214,7 +214,7 @@ def grow(run, monkeypatch, last: int) -> None:
     """A run that gets an epoch older each time that somebody waits for it."""
     def age(_=None):
         history = read_history(run)
-        record = {name: len(history) + 1 for _, name, _ in live.COLUMNS} | {"psnr": None}
+        record = dict.fromkeys(MEASURES, len(history) + 1) | {"psnr": None}
         assert len(history) < last                              # nobody waits for a finished run
         (run / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (*history, record)))
 
