@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from PIL import Image, ImageDraw, ImageFont
 
+from lab5.files import write_atomically
 from lab5.metrics import GRADES
 
 STYLE = Path(__file__).with_name("lab5.mplstyle")
@@ -411,18 +412,16 @@ def gif(path: str | Path, panels: dict[str, np.ndarray], *, n_past: int, scale: 
     """
     path = Path(path)
     pictures = panel_frames(panels, n_past=n_past, scale=scale)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    iio.imwrite(path, np.stack(pictures), extension=".gif", duration=milliseconds, loop=0)
+    write_atomically(path, lambda part: iio.imwrite(part, np.stack(pictures), extension=".gif", duration=milliseconds,
+                                                    loop=0))
     return path
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
     """Write ``folder/name.pdf`` and ``folder/name.png`` (200 dpi); the same figure gives the same bytes."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / f"{name}.pdf", folder / f"{name}.png"
-    paths[0].write_bytes(render(figure, "pdf"))
-    paths[1].write_bytes(render(figure, "png"))
+    paths = Path(folder) / f"{name}.pdf", Path(folder) / f"{name}.png"
+    for path, kind in zip(paths, ("pdf", "png"), strict=True):
+        write_atomically(path, lambda part, kind=kind: part.write_bytes(render(figure, kind)))
     return paths
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -22,10 +23,11 @@ def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | N
             os.replace(path, keep)
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(f"{path}: could not be written ({error.strerror or error}); "
-                      "what was there before is untouched. Make room or choose another folder") from error
+        raise OSError(f"{path}: could not be written ({error.strerror or error}); what was there before is untouched. "
+                      "Make room or the folder writable, or choose another") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):                 # where nothing can be written, nothing is there
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

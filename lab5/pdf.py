@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import shutil
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ import typst
 from fontTools.ttLib import TTFont, TTLibError
 
 from lab5.document import Chapter, Details, Incomplete, merged_references
+from lab5.files import write_atomically, write_text
 
 TEMPLATE = Path(__file__).with_name("report.typ")
 MARKDOWN = "commonmark+attributes+implicit_figures+pipe_tables+raw_attribute+smart+tex_math_dollars"
@@ -72,17 +72,16 @@ def build(run: Path, chapters: list[Chapter], details: Details, facts: dict[str,
         if not (run / "figures" / f"{name}.pdf").exists():
             raise Incomplete(f"{run / 'figures' / name}.pdf is missing; `lab5 report` draws it")
     folder = run / "report"
-    folder.mkdir(exist_ok=True)
-    shutil.copyfile(TEMPLATE, folder / TEMPLATE.name)
+    write_text(folder / TEMPLATE.name, TEMPLATE.read_text(encoding="utf-8"))
     shown = {"student_id": details.student_id, "name": details.name, "language": details.language,
              "fonts": find_fonts(details), "cover": COVER if (run / COVER[1:]).exists() else None, **facts}
-    (folder / "facts.json").write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
-    (folder / "body.typ").write_text(_to_typst(_text(chapters, details, appendices)), encoding="utf-8")
+    write_text(folder / "facts.json", json.dumps(shown, ensure_ascii=False))
+    write_text(folder / "body.typ", _to_typst(_text(chapters, details, appendices)))
     main = folder / TEMPLATE.name
     compiled, warnings = typst.Compiler(main, root=run).compile_with_warnings()
     if warnings:
         raise RuntimeError(f"{main}: Typst warns: " + "; ".join(sorted({warning.message for warning in warnings})))
-    (run / "report.pdf").write_bytes(compiled)
+    write_atomically(run / "report.pdf", lambda part: part.write_bytes(compiled))
     return json.loads(typst.query(main, "<places>", root=run, field="value", one=True))
 
 
@@ -112,7 +111,7 @@ def write_index(run: Path, chapters: Iterable[Chapter]) -> None:
         links = " ".join(f'<a href="{file}">{file}</a>' for file in files)
         items.append(f'<figure id="{name}"><img src="{shown.name}" alt="{name}"><figcaption>'
                      f"{html.escape(captions.get(name, ''))} <small>{links}</small></figcaption></figure>")
-    (run / "figures" / "index.html").write_text(INDEX.format(items="\n".join(items)), encoding="utf-8")
+    write_text(run / "figures" / "index.html", INDEX.format(items="\n".join(items)))
 
 
 INDEX = """<!DOCTYPE html>

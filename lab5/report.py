@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from dataclasses import replace
 from datetime import date
@@ -52,13 +53,13 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
     Raises:
         ValueError: unknown preset, parameter or notebook.
         NotebookFailed: a notebook stopped.
+        OSError: the run folder cannot be written.
     """
     book = open_book(preset, run, data)
     notebooks = find_notebooks(only)
     parameters = {"preset": preset, "run": str(book.run), "data": str(PROJECT / data) if data else ""}
     for notebook in notebooks:
         check_parameters(notebook, parameters)
-    (book.run / "notebooks").mkdir(parents=True, exist_ok=True)
     book.prepare()
     with tqdm(notebooks, unit="notebook", desc="workbook") as bar:
         for notebook in bar:
@@ -70,13 +71,23 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
 
 
 def _execute(notebook: Path, target: Path, parameters: dict[str, Any]) -> None:
+    """Put an executed copy at `target`. Nothing is there until all of it is, or an error ended it."""
+    part = target.with_name(f".{target.name}")
     try:
-        papermill.execute_notebook(str(notebook), str(target), parameters, kernel_name="python3",
-                                   cwd=str(notebook.parent), progress_bar=False,
-                                   extra_arguments=["--IPKernelApp.log_level=ERROR"])      # its warnings tear the bar
-    except papermill.PapermillExecutionError as error:
-        raise NotebookFailed(f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-                             f"Its copy with the full traceback: {target}") from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            papermill.execute_notebook(str(notebook), str(part), parameters, kernel_name="python3",
+                                       cwd=str(notebook.parent), progress_bar=False,
+                                       extra_arguments=["--IPKernelApp.log_level=ERROR"])  # its warnings tear the bar
+        except papermill.PapermillExecutionError as error:
+            os.replace(part, target)
+            raise NotebookFailed(f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+                                 f"Its copy with the full traceback: {target}") from error
+        os.replace(part, target)
+    except OSError as error:
+        raise OSError(f"{target}: could not be written ({error.strerror or error}). Make room or the folder writable, "
+                      "or choose another run folder; the same command goes on from what is done") from error
 
 
 class _watch:
@@ -98,11 +109,10 @@ class _watch:
         epochs = self._epochs()
         self.bar.set_postfix_str(self.name)
         while not self.finished.wait(1.0):
-            if self._epochs() != epochs:
-                epochs = self._epochs()
-                newest = max(epochs, key=lambda path: path.stat().st_mtime)
-                where = "" if newest.parent == self.run else f"{newest.parent.name} "
-                self.bar.set_postfix_str(f"{self.name}: {where}epoch {epochs[newest]}")
+            before, epochs = epochs, self._epochs()
+            for path in (path for path in epochs if epochs[path] != before.get(path)):
+                where = "" if path.parent == self.run else f"{path.parent.name} "
+                self.bar.set_postfix_str(f"{self.name}: {where}epoch {epochs[path]}")
 
     def _epochs(self) -> dict[Path, int]:
         return {path: len(read_history(path.parent)) for path in self.run.rglob("history.jsonl")}

@@ -1,18 +1,29 @@
 """Faults, each made to happen: kills, full disks, folders that cannot be written, clocks that jump, a long run."""
 
 import csv
+import errno
+import itertools
 import json
+import os
 import random
+import re
+import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import finish, start, wait_until, weights
 
-from lab5 import sweep, workbook
+from lab5 import checkpoint, live, packs, report, sweep, workbook
+from lab5.cli import main
 from lab5.config import preset
+from lab5.document import Incomplete, read_chapters
 from lab5.simulator import simulate
 from lab5.training import read_history
 
@@ -83,9 +94,9 @@ def test_a_killed_simulation_leaves_no_process_and_goes_on_to_the_same_bytes(tmp
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def contents(root: Path) -> dict[str, bytes]:
+def contents(root: Path, pattern: str = "*") -> dict[str, bytes]:
     """Every file that is no lock and not hidden, by its path."""
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*"))
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob(pattern))
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)}
 
 
@@ -128,3 +139,252 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on_to_the_same_table(tiny_roo
     book = workbook.Workbook(preset("smoke", precision="float32", epochs=8, n_future=1), tmp_path / "whole", tiny_root)
     sweep.sweep(book, GROUPS, share=1.0).write(tmp_path / "whole" / "sweep.csv")
     assert scores("killed") == scores("whole")
+
+
+# Disks that are full -------------------------------------------------------------------------------------
+
+@contextmanager
+def size_limit(folder, room=40_000):
+    """No file can grow beyond so many bytes, in this process and those that it starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def full_disk(folder, room=40_000):
+    """All but so many bytes of a folder's disk are taken."""
+    ballast = folder / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(folder).free - room))
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+@pytest.fixture(params=["size limit", "small disk"])
+def disk(request, tmp_path):
+    """A folder, and a block within which there is no room in it."""
+    if request.param == "size limit":
+        yield tmp_path, partial(size_limit, tmp_path)
+        return
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12M", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield folder, partial(full_disk, folder)
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def refused(capsys, place, *arguments):
+    """Run a command that finds no room: status 1, and one sentence that names a file under a place and the way out."""
+    capsys.readouterr()
+    assert main([*map(str, arguments)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"^lab5 {arguments[0]}: .*{re.escape(str(place))}.*({NO_ROOM}).*[Mm]ake room", said), said
+
+
+NO_ROOM = "|".join([os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG), "GB are free"])
+
+
+def test_a_training_on_a_full_disk_keeps_its_checkpoint_and_goes_on_once_there_is_room(disk, tiny_root, tiny_packs,
+                                                                                        tmp_path, capsys):
+    folder, no_room = disk
+    command = ["train", "--preset", "smoke", "--data", tiny_root, "--set", "n_future=1", "--set", "epochs=4", "--run"]
+    book = workbook.Workbook(preset("smoke", n_future=1, epochs=4), folder / "run", tiny_root)
+    book.train(lambda history, model: len(history) == 2, progress=False)
+    before = weights(book.run)
+    with no_room():
+        refused(capsys, book.run, *command, book.run)
+    assert weights(book.run) == before and checkpoint.load_model(book.run / "best.safetensors")
+    assert main([*map(str, command), str(book.run)]) == 0
+    assert main([*map(str, command), str(tmp_path / "unbroken")]) == 0
+    assert weights(book.run) == weights(tmp_path / "unbroken") and exact(book.run) == exact(tmp_path / "unbroken")
+
+
+def test_simulating_and_packing_on_a_full_disk_go_on_once_there_is_room(disk, tmp_path, capsys):
+    folder, no_room = disk
+    root, counts = folder / "set", "--train 4 --validate 1 --test 1 --length 30 --workers 1".split()
+    with no_room(2_000):
+        refused(capsys, root, "simulate", root, *counts)
+    assert main(["simulate", str(root), *counts]) == 0
+    with no_room():
+        refused(capsys, root, "pack", root)
+    for home in (root, tmp_path / "whole"):
+        assert main(["simulate", str(home), *counts]) == main(["pack", str(home)]) == 0
+    assert packs.check(root, progress=False) == []
+    assert contents(root, "*.png") == contents(tmp_path / "whole", "*.png")
+    assert contents(root, "*.npy") == contents(tmp_path / "whole", "*.npy")
+
+
+def test_a_sweep_on_a_full_disk_goes_on_once_there_is_room(disk, tiny_root, tiny_packs, tmp_path, capsys,
+                                                                   monkeypatch):
+    folder, no_room = disk
+    monkeypatch.setattr(sweep, "each", lambda task, items, *_: map(task, items))
+    monkeypatch.setitem(sweep.SWEEPS, "core", GROUPS)
+    command = ["sweep", "--preset", "smoke", "--data", tiny_root, "--share", "0.5", "--run"]
+    with no_room():
+        refused(capsys, folder / "run" / "variants", *command, folder / "run")
+    runs = folder / "run", tmp_path / "unbroken"
+    assert [main([*map(str, command), str(run)]) for run in runs] == [0, 0]
+    found, expected = (sweep.Sweep.read(run / "sweep.csv").results for run in runs)
+    assert [r.sampled for r in found] == [r.sampled for r in expected]
+
+
+def test_a_report_on_a_full_disk_says_so_and_goes_on_once_there_is_room(disk, tiny_root, tiny_packs, capsys):
+    folder, no_room = disk
+    command = ["report", "--preset", "smoke", "--data", tiny_root, "--run", folder / "run", "--only", "02"]
+    for room in (40_000, 150_000):                              # too little for the notebook, for its pictures
+        with no_room(room):
+            refused(capsys, folder / "run", *command)
+    with pytest.raises(Incomplete, match="02_data.ipynb is missing"):
+        read_chapters([folder / "run" / "notebooks" / "02_data.ipynb"])
+    assert main([*map(str, command)]) == 0
+    assert [path.name for path in (folder / "run" / "notebooks").iterdir()] == ["02_data.ipynb"]
+
+
+# Folders that cannot be written --------------------------------------------------------------------------
+
+COMMANDS = """
+import contextlib, io, json, sys
+from lab5.cli import main
+for arguments in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        status = main(arguments)
+    print(json.dumps([status, said.getvalue()]))
+"""
+
+
+@pytest.fixture
+def obedient():
+    """What a command is started with so that it must obey the rights of folders, as root too."""
+    if os.getuid():
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("root can write everywhere here")
+    return ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(obedient, tiny_root, tiny_packs, tmp_path):
+    """The run's folder, the one above it, the data's, a notebook's figures: nothing is changed, and all is told."""
+    run, data, none = tmp_path / "run", tmp_path / "data", tmp_path / "none"
+    workbook.Workbook(preset("smoke"), run, tiny_root).train(progress=False)
+    shutil.copytree(run, tmp_path / "trained")
+    shutil.copytree(tiny_root / "processed_data", data / "processed_data")
+    (tmp_path / "trained" / "figures").mkdir()
+    none.mkdir()
+    book = ["--preset", "smoke", "--data", tiny_root, "--run"]
+    commands = {
+        none / "run": ["train", *book, none / "run"], none: ["train", *book, none],
+        run / "variants": ["sweep", *book, run], run / "evaluation": ["evaluate", *book, run],
+        run / "notebooks": ["report", *book, run, "--only", "02"],
+        tmp_path / "trained" / "figures": ["report", *book, tmp_path / "trained", "--only", "02"],
+        data / "packed": ["pack", data], none / "processed_data": ["simulate", none],
+        data: ["train", "--preset", "smoke", "--data", data, "--run", tmp_path / "new"]}
+    closed = [none, run, data, tmp_path / "trained" / "figures", tiny_root, tiny_root / "packed"]       # whole packs do
+    for folder in closed:
+        folder.chmod(0o555)
+    try:
+        result = subprocess.run([*obedient, sys.executable, "-c", COMMANDS, json.dumps(
+            [[*map(str, command)] for command in commands.values()])], capture_output=True, text=True)
+    finally:
+        for folder in closed:
+            folder.chmod(0o755)
+    assert result.returncode == 0, result.stderr
+    for place, line in zip(commands, result.stdout.splitlines(), strict=True):
+        status, said = json.loads(line)
+        assert status == 1 and re.search(rf"{re.escape(str(place))}.*{os.strerror(errno.EACCES)}.*writable", said), said
+    assert not list(none.iterdir())
+
+
+# Time ----------------------------------------------------------------------------------------------------
+
+DAY, YEAR = 86_400, 31_536_000
+
+
+def test_a_clock_that_jumps_changes_nothing(tiny_root, tiny_packs, tmp_path, monkeypatch):
+    """Back by a day and on by a year, from one look at it to the next, and files from the future."""
+    config = preset("smoke", n_future=1, epochs=4)
+    unbroken = workbook.Workbook(config, tmp_path / "unbroken", tiny_root)
+    unbroken.train(progress=False)
+    book = workbook.Workbook(config, tmp_path / "run", tiny_root)
+    clock, jumps = time.time, itertools.cycle([-DAY, YEAR])
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+
+    def jump(history, model):
+        for file in book.run.iterdir():
+            os.utime(file, times=(clock() + next(jumps),) * 2)
+        return len(history) == 2
+
+    begun = time.monotonic()
+    book.train(jump, progress=False)                            # stopped after two epochs
+    book.train(jump, progress=False)
+    seconds = time.monotonic() - begun
+    assert weights(book.run) == weights(unbroken.run) and exact(book.run) == exact(unbroken.run)
+    for record in book.history():
+        assert 0 < record["seconds"] < seconds and 0 < record["sequences_per_second"] < 1e6
+    told = list(live.lines(book.run))
+    assert len(told) == 5 and told[-1].split()[0] == "4"
+    before = book.evaluation()
+    assert before.psnr["sampled"].tolist() == book.evaluation().psnr["sampled"].tolist()
+
+
+def test_a_watch_follows_what_changes_and_not_what_is_dated_last(tmp_path, monkeypatch):
+    """An old history from a clock that was ahead is no news."""
+    class Bar:
+        said = []
+
+        def set_postfix_str(self, text):
+            self.said.append(text)
+
+    old, new = (tmp_path / "variants" / name / "history.jsonl" for name in ("old", "new"))
+    for path in (old, new):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    os.utime(old, times=(time.time() + YEAR,) * 2)
+    watch = report._watch(tmp_path, Bar(), "08")
+    epochs, looks = iter([0, 1, 2]), iter([False, False, True])
+    monkeypatch.setattr(report, "read_history", lambda run: range(next(epochs) if run == new.parent else 5))
+    monkeypatch.setattr(watch.finished, "wait", lambda seconds: next(looks))
+    watch._poll()
+    assert Bar.said == ["08", "08: new epoch 1", "08: new epoch 2"]
+
+
+# Length --------------------------------------------------------------------------------------------------
+
+SOAK = """
+import json, os, sys
+from pathlib import Path
+from lab5 import config, data, training
+
+root, run = map(Path, sys.argv[1:])
+held = []
+
+def measure(history, model):
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    held.append((resident, len(os.listdir("/proc/self/fd"))))
+
+settings = config.preset("smoke", precision="float32", width=2, g_dim=4, rnn_size=4, n_future=1, tf_start=0.5,
+                         epochs=250, batches_per_epoch=8, validate_every=5)
+training.train(settings, *(data.open_pack(root, split) for split in ("train", "validate")), run, progress=False,
+               on_epoch=measure)
+print(json.dumps(held))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what a process holds is read from /proc")
+def test_a_long_training_holds_no_more_memory_and_files_at_its_end(tiny_root, tiny_packs, tmp_path):
+    """2,000 steps in 250 epochs, each with a checkpoint, every fifth with a validation."""
+    process = subprocess.Popen([sys.executable, "-c", SOAK, str(tiny_root), str(tmp_path)], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+    held = json.loads(finish(process).splitlines()[-1])
+    early, late = held[62:125], held[188:]
+    grown = statistics.median(memory for memory, _ in late) - statistics.median(memory for memory, _ in early)
+    assert grown < 10e6, f"{grown / 1e6:.1f} MB more"
+    assert {files for _, files in early} == {files for _, files in late} and len({files for _, files in late}) == 1
+    assert [record["epoch"] for record in read_history(tmp_path)] == list(range(1, 251))
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 250
