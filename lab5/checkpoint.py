@@ -21,6 +21,8 @@ from lab5.config import Config
 from lab5.files import write_atomically
 from lab5.model import CVAE
 
+ADVICE = "delete it, and the run goes on from what is left or starts anew"
+
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or made for another model; says which file and what to do."""
@@ -62,8 +64,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a checkpoint; of the one before it, with a warning, where it is damaged or missing."""
+Content = tuple[dict[str, torch.Tensor], Config, dict[str, Any]]
+
+
+def _read(path: Path) -> Content:
+    """Tensors, configuration and facts; of the checkpoint before, with a warning, where one is damaged or missing."""
     path = Path(path)
     try:
         return _read_one(path)
@@ -75,56 +80,84 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return found
 
 
-def _read_one(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read_one(path: Path) -> Content:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint; notebook 04 or `lab5 train` makes it")
-    advice = "delete it, and the run goes on from what is left or starts anew"
     try:
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); {advice}") from error
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); {ADVICE}") from error
     if not {"config", "facts", "digest"} <= metadata.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of this version of the package; {advice}")
+        raise CheckpointError(f"{path}: not a checkpoint of this version of the package; {ADVICE}")
     if metadata["digest"] != _digest(tensors, metadata):
-        raise CheckpointError(f"{path}: damaged, its content is not what was written (checksum); {advice}")
-    return tensors, metadata
+        raise CheckpointError(f"{path}: damaged, its content is not what was written (checksum); {ADVICE}")
+    tensors = {name: tensor.float() if tensor.dtype == torch.half else tensor    # kept so, to be shipped (recorded/)
+               for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor.float()).all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity, so it predicts nothing; {ADVICE}")
+    try:
+        config, facts = Config.from_json(metadata["config"]), json.loads(metadata["facts"])
+        if not isinstance(facts, dict):
+            raise ValueError(f"its facts are {facts!r:.80}, expected an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this package ({error}); {ADVICE}") from error
+    return tensors, config, facts
+
+
+def _part(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The model's or the optimizer's tensors of a checkpoint, by their own names."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+
+
+def _refuse_misfit(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Raise CheckpointError that names the first tensor which is not of the type and shape expected."""
+    def kind(tensor: torch.Tensor | None) -> str:
+        return "not there" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+    for name in [*expected, *found]:
+        has, wants = kind(found.get(name)), kind(expected.get(name))
+        if has != wants:
+            raise CheckpointError(f"{path}: does not fit its configuration, {name} is {has}, expected {wants}; "
+                                  f"{ADVICE}")
 
 
 def load_model(path: Path) -> tuple[CVAE, dict[str, Any]]:
     """Rebuild a model from its checkpoint alone: the model in evaluation mode, and the facts saved beside it."""
-    tensors, metadata = _read(path)
-    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    try:
-        config = Config.from_dict(json.loads(metadata["config"]))
-        model = CVAE(config, condition_width=len(weights["condition_mean"]))
-        model.load_state_dict(weights)
-        return model.eval(), json.loads(metadata["facts"])
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of this package ({error})") from error
+    tensors, config, facts = _read(path)
+    weights = _part(tensors, "model")
+    with torch.device("meta"):                  # takes no memory, whatever sizes a stranger's configuration asks for
+        model = CVAE(config, weights["condition_mean"].numel() if "condition_mean" in weights else 0)
+    _refuse_misfit(path, weights, model.state_dict())
+    model.load_state_dict(weights, assign=True)
+    return model.eval(), facts
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts saved beside the weights. Raises CheckpointError as `load_model` does."""
-    return json.loads(_read(path)[1]["facts"])
+    return _read(path)[2]
 
 
-def restore(path: Path, model: CVAE, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def restore(path: Path, model: CVAE, optimizer: torch.optim.Adam) -> dict[str, Any]:
     """Put a saved run's weights and optimizer state into these objects; returns the facts saved beside them."""
-    tensors, metadata = _read(path)
-    saved = Config.from_dict(json.loads(metadata["config"]))
-    if saved != model.config:
-        raise CheckpointError(f"{path}: was made with configuration {saved.hash}, this run has {model.config.hash}")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            parameter = parameters[int(index)]
-            if tensor.shape == parameter.shape:                 # the fused Adam walks both in the order of memory
-                tensor = torch.empty_like(parameter).copy_(tensor)
-            state.setdefault(int(index), {})[key] = tensor
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()
-                           if name.startswith("model.")})
+    tensors, config, facts = _read(path)
+    if config != model.config:
+        raise CheckpointError(f"{path}: was made with configuration {config.hash}, this run has {model.config.hash}; "
+                              "choose another run folder")
+    if not isinstance(facts.get("history"), list):
+        raise CheckpointError(f"{path}: holds weights without the history of their training, so there is no going on; "
+                              f"{ADVICE}")
+    weights, moments = _part(tensors, "model"), _part(tensors, "optimizer")
+    _refuse_misfit(path, weights, model.state_dict())
+    stepped = {index: parameter for index, parameter in enumerate(optimizer.param_groups[0]["params"])
+               if f"{index}.step" in moments}
+    _refuse_misfit(path, moments, {f"{index}.{name}": like for index, parameter in stepped.items() for name, like in (
+        ("step", torch.tensor(0.0)), ("exp_avg", parameter), ("exp_avg_sq", parameter))})
+    # the fused Adam walks parameters and moments in the order of memory
+    state = {index: {"step": moments[f"{index}.step"], **{
+        name: torch.empty_like(parameter).copy_(moments[f"{index}.{name}"]) for name in ("exp_avg", "exp_avg_sq")}}
+        for index, parameter in stepped.items()}
+    model.load_state_dict(weights)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads(metadata["facts"])
+    return facts

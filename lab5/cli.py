@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 
@@ -48,8 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     for split, count in (("train", 576), ("validate", 32), ("test", 64)):
         sub.add_argument(f"--{split}", type=int, default=count, help=f"sequences (default: {count})")
     sub.add_argument("--length", type=int, default=30, help="frames a sequence (default: 30)")
-    sub.add_argument("--seed", type=int, default=1)
-    sub.add_argument("--workers", type=int, help="processes (default: one a core); the frames do not depend on it")
+    sub.add_argument("--seed", type=_at_least(0), default=1)
+    sub.add_argument("--workers", type=_at_least(1),
+                     help="processes (default: one a core); the frames do not depend on it")
 
     sub = command("download", _download, "fetch Berkeley's BAIR archive (32 GB), or go on with it")
     sub.add_argument("url", nargs="?", default="", help="another address of it, or any file's (default: Berkeley's)")
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
     sub.add_argument("--from", dest="source", default="", type=_absolute, metavar="RUN",
                      help="begin with the best weights of another run, at their epoch, e.g. with a lower lr")
-    sub.add_argument("--processes", type=int, default=1, help="train in several processes, one a GPU or core")
+    sub.add_argument("--processes", type=_at_least(1), default=1, help="train in several processes, one a GPU or core")
 
     sub = command("watch", _watch, "print a line an epoch of a run that is trained elsewhere, until it is finished")
     folder_options(sub)
@@ -100,8 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     run_options(sub)
     sub.add_argument("--choices", choices=("core", "extras", "full"), default="core",
                      help="core: KL schedule, teacher forcing and extras; full: every choice (default: core)")
-    sub.add_argument("--seeds", type=int, default=1, help="runs of each option (default: 1)")
-    sub.add_argument("--share", type=float, default=0.1, help="length of a run, a share of the preset's (default: 0.1)")
+    sub.add_argument("--seeds", type=_at_least(1), default=1, help="runs of each option (default: 1)")
+    sub.add_argument("--share", type=_share, default=0.1,
+                     help="length of a run, a share of the preset's (default: 0.1)")
 
     def student_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--id", default="", help="student id, for the title page and the zip's name")
@@ -125,6 +128,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", action="store_true", help="put the weights in as well")
     sub.add_argument("--verify", action="store_true", help="unpack the zip and run its workbook with the smoke preset")
     return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """What reads a number of an option, and refuses one below the least."""
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return int(text)
+    return number
+
+
+def _share(text: str) -> float:
+    try:
+        if 0 < float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
 
 
 def _absolute(path: str) -> str:

@@ -101,17 +101,18 @@ class Config:
             value, options = getattr(self, name), get_args(hint)
             if options and value not in options:
                 problems.append(f"{name} is {value!r}, but must be one of {', '.join(map(repr, options))}")
-            elif hint is float and type(value) is int:
+            elif hint is float and type(value) is int and abs(value) < 2 ** 53:
                 object.__setattr__(self, name, float(value))    # 1 and 1.0 are one configuration
             elif not options and type(value) is not hint:
                 problems.append(f"{name} is {value!r}, but must be of type {hint.__name__}")
         return problems
 
     def _range_problems(self) -> list[str]:
-        positive = ("n_past n_future width g_dim z_dim rnn_size predictor_layers posterior_layers prior_layers "
-                    "z_channels condition_dim kl_cycles epochs batches_per_epoch batch_size lr validate_every "
-                    "validate_sequences best_of sim_train sim_validate sim_test").split()
-        shares = "kl_ramp tf_start tf_hold tf_end tf_min lr_warmup norm_freeze beta1".split()
+        sizes = "width g_dim z_dim rnn_size z_channels condition_dim n_past n_future batch_size".split()
+        layers = "predictor_layers posterior_layers prior_layers".split()
+        positive = sizes + layers + ("kl_cycles epochs batches_per_epoch lr validate_every validate_sequences best_of "
+                                     "sim_train sim_validate sim_test").split()
+        shares = "kl_ramp tf_start tf_hold tf_end tf_min lr_warmup norm_freeze".split()
         not_negative = "beta grad_clip seed workers".split()
 
         def outside(names: list[str], fits, words: str) -> list[str]:
@@ -119,9 +120,13 @@ class Config:
             return [f"{name} is {value!r}, but must be {words}" for name, value in found
                     if isinstance(value, (int, float)) and not fits(value)]
 
-        return (outside(positive, lambda v: 0 < v < float("inf"), "above 0")
+        return (outside(positive, lambda v: 0 < v < float("inf"), "above 0 and finite")
                 + outside(shares, lambda v: 0 <= v <= 1, "between 0 and 1")
-                + outside(not_negative, lambda v: 0 <= v < float("inf"), "0 or more"))
+                + outside(["beta1"], lambda v: 0 <= v < 1, "0 or more and below 1")
+                + outside(not_negative, lambda v: 0 <= v < float("inf"), "0 or more and finite")
+                + outside(sizes, lambda v: v <= 4096, "at most 4096")           # beyond these no memory would do
+                + outside([*layers, "workers"], lambda v: v <= 64, "at most 64")
+                + outside(["seed"], lambda v: v < 2 ** 32, "below 2 ** 32"))    # what numpy and torch both take
 
     @property
     def length(self) -> int:
@@ -157,16 +162,21 @@ class Config:
         return cls(**settings)
 
     @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Build from what `to_json` wrote. Raises ValueError when it is not that, RecursionError when nested deeply."""
+        settings = json.loads(text)
+        if not isinstance(settings, dict):
+            raise ValueError(f"holds a {type(settings).__name__}, expected an object of settings")
+        return cls.from_dict(settings)
+
+    @classmethod
     def load(cls, path: str | Path) -> Config:
         """Read a ``config.json``. Raises ValueError that names the file when it is not one."""
         path = Path(path)
         try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(settings, dict):
-                raise ValueError(f"holds a {type(settings).__name__}, expected an object of settings")
-            return cls.from_dict(settings)
-        except (ValueError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: {error}. Correct the file, or choose another run folder") from error
 
 
 PRESETS: dict[str, Config] = {
@@ -194,6 +204,6 @@ def preset(name: str, **changes: Any) -> Config:
 
     Raises ValueError on an unknown preset or setting, naming the known ones.
     """
-    if name not in PRESETS:
+    if name not in list(PRESETS):               # which a list may be asked of
         raise ValueError(f"unknown preset {name!r}; the presets are: {', '.join(PRESETS)}")
     return PRESETS[name].replace(**changes)

@@ -122,6 +122,8 @@ class Network:
             tensors = dict(saved) if isinstance(saved, Mapping) else _tensors(saved)        # a state dict will do
             self.tensors = {key: tensor.to("cpu", torch.float32) for key, tensor in tensors.items()
                             if not key.endswith("num_batches_tracked")}
+            if any(tensor.untyped_storage().nbytes() < tensor.nbytes for tensor in self.tensors.values()):
+                raise RuntimeError("shapes that are larger than what is stored")
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{self.where} holds no weights of a module. {WAY_OUT}") from error
 
@@ -142,6 +144,9 @@ class Network:
         if tensor is None or tensor.shape != shape:
             found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
             raise CheckpointError(f"{self.where}.{name} {found}, expected shape {shape}. {WAY_OUT}")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{self.where}.{name} holds NaN or infinity, so the model predicts nothing: convert "
+                                  "an earlier checkpoint, from before the training diverged")
         return tensor
 
     def finish(self) -> None:

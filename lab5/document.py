@@ -100,7 +100,11 @@ def read_chapters(notebooks: list[Path]) -> list[Chapter]:
 def _chapter(path: Path) -> Chapter:
     if not path.exists():
         raise Incomplete(f"{path} is missing: the report is made of all notebooks; `lab5 report` executes them")
-    notebook = nbformat.read(path, as_version=4)
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:                  # json, nbformat and its validation have a dozen kinds
+        raise Incomplete(f"{path} cannot be read as a notebook ({str(error)[:80]}); `lab5 report` makes it anew"
+                         ) from error
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     if any(cell.execution_count is None for cell in code):
         raise Incomplete(f"{path} was not executed to its end; `lab5 report` does it")

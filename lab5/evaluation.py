@@ -151,7 +151,11 @@ class Evaluation:
             with np.load(path, allow_pickle=False) as arrays:
                 measures = {measure: {protocol: arrays[f"{measure}_{protocol}"] for protocol in PROTOCOLS
                                       if f"{measure}_{protocol}" in arrays} for measure in ("psnr", "ssim")}
-                return cls(**measures, names=arrays["names"].tolist(), facts=json.loads(str(arrays["facts"])))
+                names, facts = arrays["names"].tolist(), dict(json.loads(str(arrays["facts"])))
+            rows = {len(values) for table in measures.values() for values in table.values()}
+            if rows != {len(names)}:
+                raise ValueError(f"scores of {rows} sequences under {len(names)} names")
+            return cls(**measures, names=names, facts=facts)
         except Exception as error:              # zipfile, zlib and numpy each have their own for a damaged file
             raise ValueError(f"{path}: not a saved evaluation ({error}); "
                              "delete the folder and evaluate again") from error

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from lab5.files import write_text
 from lab5.sources import FRAME_BYTES, FRAME_SIZE, SPLITS, DataError, Problem, Source, Survey, Tree, refusal
 
-FORMAT = 3                                      # of the pack; another number means that it is made anew
+FORMAT = 4                                      # of the pack; another number means that it is made anew
 BLOCK = 256                                     # sequences between two points from which a killed packing goes on
 READERS = min(8, os.cpu_count() or 1)           # threads; decoding a PNG releases the interpreter
 
@@ -271,9 +271,14 @@ def _load(folder: Path, split: str, source: str | None = None) -> tuple[_Manifes
     """A pack, whole or only begun. DataError says why it is of no use, or is not of the source of this digest."""
     path, arrays = folder / f"{split}.json", {}
     try:
-        manifest = _Manifest(**json.loads(path.read_text(encoding="utf-8")))
-        if manifest.format != FORMAT or not 0 <= manifest.done <= len(manifest.names):
-            raise ValueError(f"of format {manifest.format}, {manifest.done} of {len(manifest.names)} sequences packed")
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+        if record.get("format") != FORMAT:
+            raise ValueError(f"of format {record.get('format')}, expected {FORMAT}")
+        if record.pop("crc", None) != _seal(record):
+            raise ValueError("not what was written, by its checksum")
+        manifest = _Manifest(**record)
+        if not 0 <= manifest.done <= len(manifest.names):
+            raise ValueError(f"{manifest.done} of {len(manifest.names)} sequences are packed")
         if source not in (None, manifest.source):
             raise ValueError("the sequences have changed since they were packed, or are another source's")
         for name, (dtype, shape) in manifest.arrays().items():
@@ -363,4 +368,10 @@ def _fill(source: Source, survey: Survey, manifest: _Manifest, folder: Path, pro
 
 
 def _save(folder: Path, manifest: _Manifest) -> None:
-    write_text(folder / f"{manifest.split}.json", json.dumps(asdict(manifest), indent=1))
+    record = asdict(manifest)
+    write_text(folder / f"{manifest.split}.json", json.dumps(record | {"crc": _seal(record)}, indent=1))
+
+
+def _seal(record: dict) -> int:
+    """The CRC-32C of a manifest, which it carries itself."""
+    return google_crc32c.value(json.dumps(record).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
@@ -92,10 +93,19 @@ def _moving(book: Workbook, chapters: dict[str, Chapter]) -> Item:
     for chapter in chapters.values():
         for name in chapter.gifs:
             path = book.run / "figures" / name
-            if not path.exists() or getattr(Image.open(path), "n_frames", 1) < book.config.length:
-                return Item(part, 5, missing=f"{path} is missing or has fewer than {book.config.length} frames")
+            if _frames(path) < book.config.length:
+                return Item(part, 5, missing=f"{path} is missing, torn, or of fewer than {book.config.length} frames")
             return Item(part, 5, chapter.label, note=f"figures/{name}")
     return Item(part, 5, missing="no chapter shows one (notebook 07 makes it)")
+
+
+def _frames(path: Path) -> int:
+    """Frames of a GIF; none where it is missing or damaged."""
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "n_frames", 1)
+    except (OSError, SyntaxError, EOFError):    # Pillow's for a damaged file
+        return 0
 
 
 def _extras(chapters: dict[str, Chapter]) -> list[Item]:

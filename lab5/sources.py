@@ -218,12 +218,13 @@ class Tree(_Folders):
             there = ", ".join(islice((path.name for path in sorted(nearest.iterdir())), 8)) or "nothing"
             return [], [Problem(folder, f"there is no such folder (in {nearest} there is: {there}); {advice}")]
         names, problems = [], []
-        for path in (path for shard in _subfolders(folder) for path in _subfolders(shard) or [shard]):
+        for path in (path for shard in _inside(folder) for path in _inside(shard) or [shard]):
             name = path.relative_to(folder).as_posix()
-            if NAME.fullmatch(name):
+            if NAME.fullmatch(name) and path.is_dir():
                 names.append(name)
             else:
-                problems.append(Problem(path, "is not a sequence traj_A_to_B.tfrecords/N; rename or remove it"))
+                problems.append(Problem(
+                    path, "is not a sequence, a folder traj_A_to_B.tfrecords/N; restore, rename or remove it"))
         names = in_order(names)
         problems += [Problem(folder / b, f"has the same number as {folder / a}; remove one of them")
                      for a, b in pairwise(names) if _numbers(a) == _numbers(b)]
@@ -232,8 +233,11 @@ class Tree(_Folders):
         return names, problems
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(Path(entry) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def _inside(folder: Path) -> list[Path]:
+    """Folders in a folder, and what has the name of a sequence's without being one: a file, a link to nothing."""
+    entries = os.scandir(folder) if folder.is_dir() else []
+    return sorted(Path(entry) for entry in entries if not entry.name.startswith(".")
+                  and (entry.is_dir() or re.fullmatch("[0-9]+|traj_.*", entry.name)))
 
 
 class Zip(_Folders):
@@ -301,7 +305,8 @@ def read_frame(content: bytes) -> np.ndarray:
     expected = f"{FRAME_SIZE}x{FRAME_SIZE} RGB"
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            found = f"{image.width}x{image.height} {image.mode}"
+            depth = content[24]                 # bits of a number, in the header; Pillow makes 8 of 16
+            found = f"{image.width}x{image.height} {image.mode}" + (f" of {depth} bits" if depth > 8 else "")
             if found == expected:
                 pixels = np.asarray(image)
                 _verify_chunks(content)
@@ -330,6 +335,8 @@ def read_table(content: bytes, rows: int, columns: int) -> np.ndarray:
         if len(line) != columns:
             raise DataError(f"row {row} has {len(line)} columns, expected {columns}; {ADVICE}")
     try:
+        if "_" in text:                         # which Python passes over in a number
+            raise ValueError("holds '_'")
         with np.errstate(over="ignore"):        # too large becomes infinite, and is refused below
             table = np.array(lines, dtype=np.float64).astype(np.float32)
     except ValueError as error:

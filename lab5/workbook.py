@@ -58,10 +58,12 @@ def open_book(preset_name: str, run: str = "", data: str = "", recorded: bool = 
         data: the folder that holds ``processed_data``; empty: the one the run was trained on, else the simulated robot.
         recorded: where no run is named and nothing is trained yet, open the recorded run instead, and say so.
     Raises:
-        ValueError: unknown preset, or a configuration that cannot be read.
+        ValueError: unknown preset, a run that is a file, or a configuration that cannot be read.
     """
     config = preset(preset_name)
-    folder = PROJECT / (run or f"runs/{preset_name}")
+    folder = _in_project(run or f"runs/{preset_name}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; name a folder for the run")
     if recorded and not run and not (folder / "history.jsonl").exists():
         folder = recorded_run()
         display(Markdown(f"*Nothing is trained in `runs/{preset_name}` yet, so this is the recorded run: the weights "
@@ -86,12 +88,26 @@ def recorded_run() -> Path:
 
 
 def _data_root(config: Config, run: Path, data: str) -> Path:
-    recorded = run / "data.json"
-    if data:
-        return PROJECT / data
-    if recorded.exists():
-        return PROJECT / json.loads(recorded.read_text(encoding="utf-8"))["root"]
-    return simulated_root(config)
+    known = _known_data(run)
+    return _in_project(data or known["root"]) if data or known else simulated_root(config)
+
+
+def _in_project(path: object) -> Path:
+    """A path as somebody writes it: from the project or from their home; papermill makes a number of digits."""
+    return PROJECT / Path(str(path)).expanduser()
+
+
+def _known_data(run: Path) -> dict[str, str]:
+    """What a run folder notes of its data: "root", its folder, and "train", the fingerprint; empty before training."""
+    path = run / "data.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if known and not all(isinstance(known[name], str) for name in ("root", "train")):
+            raise ValueError(f"found {known}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: does not say which data the run learns from ({error}); delete it and name their "
+                         "folder") from error
+    return known
 
 
 def simulated_root(config: Config) -> Path:
@@ -149,13 +165,12 @@ class Workbook:
 
     def _claim_data(self, pack: Pack) -> None:
         """Note which data the run learns from. Raises ValueError where it has begun with other data."""
-        path = self.run / "data.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = _known_data(self.run)
         if read_history(self.run) and known.get("train", pack.fingerprint) != pack.fingerprint:
             raise ValueError(f"{self.run}: was trained on the data in {known['root']} ({known['train']}), not on those "
                              f"in {self.data} ({pack.fingerprint}). Name that folder, or choose another run folder")
         root = self.data.relative_to(PROJECT) if self.data.is_relative_to(PROJECT) else self.data     # it may move
-        write_text(path, json.dumps({"root": root.as_posix(), "train": pack.fingerprint}) + "\n")
+        write_text(self.run / "data.json", json.dumps({"root": root.as_posix(), "train": pack.fingerprint}) + "\n")
 
     def start(self) -> None:
         """Train in a process of its own, which goes on when this kernel, JupyterLab or the connection ends.
@@ -202,7 +217,7 @@ class Workbook:
         weights = checkpoint.digest(self.run / "best.safetensors")
         if (folder / "steps.npz").exists():
             found = Evaluation.load(folder)
-            if (found.facts["weights"], found.facts["data"]) == (weights, pack.fingerprint) and (
+            if (found.facts.get("weights"), found.facts.get("data")) == (weights, pack.fingerprint) and (
                     set(protocols) <= set(found.psnr)):
                 return found
         found = evaluate(model, pack, protocols=protocols, weights=weights)

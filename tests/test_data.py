@@ -388,9 +388,12 @@ def test_of_processes_that_pack_at_once_one_does_the_work(tmp_path):
 
 
 def rewrite(**changes):
+    """A manifest with other values, and a checksum that is right."""
     def do(packed):
         path = packed / "test.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        record = json.loads(path.read_text()) | changes
+        del record["crc"]
+        path.write_text(json.dumps(record | {"crc": packs._seal(record)}))
     return do
 
 
