@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import finish, start, wait_until, weights
 
-from lab5 import checkpoint, live, packs, report, sweep, workbook
+from lab5 import checkpoint, live, packs, processes, report, sweep, workbook
 from lab5.cli import main
 from lab5.config import preset
 from lab5.document import Incomplete, read_chapters
@@ -92,6 +92,11 @@ def test_a_killed_simulation_leaves_no_process_and_goes_on_to_the_same_bytes(tmp
     assert "14 / 0 / 0 sequences" in finish(start(*command))
     simulate(tmp_path / "whole", 14, 0, 0, length=8, workers=1, progress=False)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_killed_worker_is_told_with_the_way_out():
+    with pytest.raises(RuntimeError, match="one of 2 processes was killed.*the same command goes on"):
+        list(processes.each(os._exit, [1, 1], 2))
 
 
 def contents(root: Path, pattern: str = "*") -> dict[str, bytes]:
