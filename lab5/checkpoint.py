@@ -113,11 +113,11 @@ def _part(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor
 
 def _refuse_misfit(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     """Raise CheckpointError that names the first tensor which is not of the type and shape expected."""
-    def kind(tensor: torch.Tensor | None) -> str:
-        return "not there" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    def kind(tensor: torch.Tensor | None, none: str) -> str:
+        return none if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
     for name in [*expected, *found]:
-        has, wants = kind(found.get(name)), kind(expected.get(name))
+        has, wants = kind(found.get(name), "missing"), kind(expected.get(name), "nothing of that name")
         if has != wants:
             raise CheckpointError(f"{path}: does not fit its configuration, {name} is {has}, expected {wants}; "
                                   f"{ADVICE}")

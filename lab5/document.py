@@ -38,7 +38,8 @@ class Details:
         try:
             given = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) or {}     # an id keeps its zeros
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not readable as YAML ({error})") from error
+            raise ValueError(f"{path}: not readable as YAML ({error}); correct it, or give --id and --name"
+                             ) from error
         known = [f.name for f in fields(cls)]
         if not isinstance(given, dict) or set(given) - set(known):
             raise ValueError(f"{path}: has {', '.join(map(str, given))}; the keys are {', '.join(known)}")

@@ -24,15 +24,6 @@ def test_an_action_free_model_comes_back_action_free(config, tmp_path):
     assert checkpoint.load_model(tmp_path / "m.safetensors")[0].embed_condition is None
 
 
-@pytest.mark.parametrize("size", [0, 5, 200, 5000])
-def test_a_truncated_file_is_refused_by_name(size, config, tmp_path):
-    path = tmp_path / "last.safetensors"
-    checkpoint.save(path, seeded_model(config))
-    path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match="last.safetensors"):
-        checkpoint.load_model(path)
-
-
 def test_a_missing_file_says_what_makes_it(tmp_path):
     with pytest.raises(CheckpointError, match="notebook 04"):
         checkpoint.load_model(tmp_path / "best.safetensors")
@@ -49,13 +40,6 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(OSError, match="No space left on device.*untouched"):
         write_atomically(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_checkpoint_of_another_configuration_is_not_restored(config, tmp_path):
-    checkpoint.save(tmp_path / "last.safetensors", seeded_model(config))
-    other = seeded_model(config.replace(lr=0.5))
-    with pytest.raises(CheckpointError, match="configuration"):
-        checkpoint.restore(tmp_path / "last.safetensors", other, torch.optim.Adam(other.parameters()))
 
 
 def saved_twice(config, path):

@@ -1,4 +1,4 @@
-"""The command: what it prints, what it returns, and one clear line for what a user can get wrong."""
+"""The command: what it prints and what it returns. What a user can get wrong is in `test_bad_input`."""
 
 import pytest
 
@@ -46,30 +46,3 @@ def test_watch_prints_a_line_an_epoch_of_what_the_history_says(tiny_root, tmp_pa
         assert int(epoch) == record["epoch"] and float(mse) == pytest.approx(record["mse"], abs=1e-5)
         assert psnr == ("-" if record["psnr"] is None else f"{record['psnr']:.2f}")
         assert float(speed) == pytest.approx(record["sequences_per_second"], abs=0.1)
-
-
-@pytest.mark.parametrize("arguments, words", [
-    (["check", "nowhere"], "there is no such folder"),
-    (["pack", "nowhere"], "there is no such folder"),
-    (["train", "--preset", "smoke", "--set", "lrr=1"], "did you mean lr?"),
-    (["train", "--preset", "smoke", "--set", "lr"], "expected NAME=VALUE"),
-    (["train", "--preset", "smoke", "--set", "lr=-1"], "lr is -1.0, but must be above 0"),
-    (["train", "--preset", "smoke", "--set", "condition=later"], "must be one of 'previous'"),
-    (["report", "--preset", "smoke", "--only", "42"], "no notebook begins with '42'"),
-])
-def test_mistakes_end_with_one_line_that_says_the_way_out(arguments, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    if arguments[0] in ("train", "report"):
-        arguments = [*arguments, "--run", str(tmp_path / "run")]
-    status = main(arguments)
-    printed = capsys.readouterr()
-    assert status == 1 and words in printed.out + printed.err
-    assert "Traceback" not in printed.err
-
-
-def test_an_unknown_preset_is_named_with_the_known_ones(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "--preset", "slow"])
-    assert stop.value.code == 2
-    printed = capsys.readouterr().err
-    assert all(name in printed for name in ("slow", "smoke", "quick", "standard", "full"))

@@ -32,11 +32,6 @@ def test_without_data_the_robot_is_simulated_in_a_folder_of_its_size(tmp_path):
     assert book.data == simulated_root(preset("smoke")) and book.data.name == "simulated-8-4-4"
 
 
-def test_an_unknown_preset_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown preset 'slow'; the presets are: smoke, quick, standard, full"):
-        open_book("slow")
-
-
 def test_a_finished_run_is_read_and_told_to_the_live_curve_once(trained):
     told = []
     history = trained.train(on_epoch=lambda history, model: told.append((history, model.config)))
