@@ -227,6 +227,7 @@ def sweep(book: Workbook, groups: dict[str, Options], share: float = 0.1, seeds:
     Runs that are finished are read back, others go on; on a CPU, as many at a time as there are cores, since two
     runs of one thread each get further than two threads do on one run. A progress bar counts runs.
     """
+    book.refuse_only_weights()
     short = budget(book.config, share)
     options = [(group, option, [book.variant(**{**short, **changes, "seed": seed}) for seed in range(1, seeds + 1)])
                for group, choices in groups.items() for option, changes in choices.items()]

@@ -151,9 +151,7 @@ class Workbook:
         nothing is left to train it is called once, with the best weights.
         Raises NotYet in a folder that holds nothing but weights, which training would overwrite.
         """
-        if self.only_weights:
-            raise NotYet(f"{self.run} holds weights from elsewhere (best.safetensors) and no history of their "
-                         "training; they can be scored (notebook 09, `lab5 evaluate`). To train, choose another folder")
+        self.refuse_only_weights()
         history = read_history(self.run)
         if len(history) == self.config.epochs and (self.run / "best.safetensors").exists():
             if on_epoch:
@@ -190,6 +188,13 @@ class Workbook:
                  f"more. `book.watch()` follows it, here or in another notebook; `kill {process.pid}` stops it, and "
                  f"it saves first. What it says is in `{log.name}` of the run folder.")
 
+    def refuse_only_weights(self) -> None:
+        """Raise NotYet in a folder whose weights were trained elsewhere: what needs a training cannot be had there."""
+        if self.only_weights:
+            raise NotYet(f"{self.run} holds weights from elsewhere (best.safetensors), no history of their training. "
+                         "Notebooks 06, 07 and 09 and `lab5 evaluate` show and score what they predict; to train, for "
+                         "curves (05) or to compare settings (08), choose another folder")
+
     @property
     def only_weights(self) -> bool:
         """A folder with a best.safetensors that was trained elsewhere: good for scoring, without history."""
@@ -198,6 +203,7 @@ class Workbook:
 
     def history(self) -> list[Record]:
         """The finished run's history. Presets of minutes are trained on the spot; else NotYet is raised."""
+        self.refuse_only_weights()
         if len(read_history(self.run)) < self.config.epochs and self.config.preset not in TRAINED_ON_DEMAND:
             raise NotYet(f"{self.run} holds no finished training; run notebook 04, or `lab5 train --preset "
                          f"{self.config.preset} --run {self.run}`, and open this notebook again")

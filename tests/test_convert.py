@@ -14,6 +14,7 @@ from types import ModuleType
 from unittest.mock import patch
 
 import numpy as np
+import papermill
 import pytest
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from lab5 import checkpoint
 from lab5.checkpoint import CheckpointError
 from lab5.cli import main
 from lab5.convert import convert, save
+from lab5.report import find_notebooks
 from lab5.training import branch
 
 pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")     # of the template's classes, here
@@ -270,6 +272,24 @@ def test_the_command_makes_a_run_that_is_scored_and_never_replaced(model_pth, ti
     assert main(["convert-checkpoint", str(model_pth), str(tmp_path / "other"), "--order", "chz"]) == 0
 
 
+@pytest.mark.parametrize("number", ["05", "06", "07", "08", "09"])
+def test_the_notebooks_open_on_converted_weights_or_say_what_is_missing(number, model_pth, tiny_root, tmp_path):
+    """Curves and sweeps need a training, of which the template's file tells nothing; the others show what is there."""
+    folder = save(convert(model_pth), tmp_path / "run").parent
+    parameters = {"preset": "smoke", "run": str(folder), "data": str(tiny_root)}
+    (notebook,) = find_notebooks([number])
+
+    def execute():
+        papermill.execute_notebook(notebook, tmp_path / notebook.name, parameters, progress_bar=False,
+                                   kernel_name="python3", cwd=notebook.parent)
+
+    if number in ("06", "07", "09"):
+        execute()
+    else:
+        with pytest.raises(papermill.PapermillExecutionError, match="no history of their training. Notebooks 06, 07"):
+            execute()
+
+
 def test_a_training_may_go_on_from_converted_weights(model_pth, tmp_path):
     save(convert(model_pth), tmp_path / "run")
     branch(tmp_path / "run", tmp_path / "tuned", lr=1e-4)
@@ -397,6 +417,10 @@ MISTAKES = {
                           "frame_predictor 5; expected 0 or the 7 numbers"),
     "another hidden size": (altered(lambda saved: saved.update(posterior=gaussian_lstm(G, Z, hidden=5))),
                             "posterior.embed.weight has shape (5, 16), expected shape (12, 16)"),
+    "NaN": (altered(lambda saved: nn.init.constant_(saved["decoder"].upc5[1].bias, float("nan"))),
+            "decoder.upc5.1.bias holds NaN or infinity"),
+    "gigantic shape": (altered(lambda saved: saved.update(encoder={"c5.0.weight": torch.zeros(1).expand(10**12)})),
+                       "encoder holds no weights"),
     "no frames": (altered(lambda saved: setattr(saved["args"], "n_past", 0)), "n_past is 0, but must be above 0"),
     "words for frames": (altered(lambda saved: setattr(saved["args"], "n_past", "two")), "n_past is 'two'"),
 }
