@@ -108,7 +108,7 @@ class Config:
         return problems
 
     def _range_problems(self) -> list[str]:
-        sizes = "width g_dim z_dim rnn_size z_channels condition_dim n_past n_future batch_size".split()
+        sizes = "width g_dim z_dim rnn_size z_channels condition_dim n_past n_future".split()
         layers = "predictor_layers posterior_layers prior_layers".split()
         positive = sizes + layers + ("kl_cycles epochs batches_per_epoch lr validate_every validate_sequences best_of "
                                      "sim_train sim_validate sim_test").split()
@@ -125,6 +125,7 @@ class Config:
                 + outside(["beta1"], lambda v: 0 <= v < 1, "0 or more and below 1")
                 + outside(not_negative, lambda v: 0 <= v < float("inf"), "0 or more and finite")
                 + outside(sizes, lambda v: v <= 4096, "at most 4096")           # beyond these no memory would do
+                + outside(["batch_size"], lambda v: 2 <= v <= 4096, "between 2, the least for a batch norm, and 4096")
                 + outside([*layers, "workers"], lambda v: v <= 64, "at most 64")
                 + outside(["seed"], lambda v: v < 2 ** 32, "below 2 ** 32"))    # what numpy and torch both take
 
