@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -56,6 +57,11 @@ def _begin(begin: Callable[[], object] | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone, as SIGTERM does: a training saves itself first."""
+    """End this process when its parent is gone, as SIGTERM does: a training saves itself first, if that takes a minute.
+
+    A second one ends what has caught the first, such as a task that could not say on a closed pipe that it stops.
+    """
     wait_for([parent_process().sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
