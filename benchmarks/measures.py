@@ -24,9 +24,10 @@ from lab5.config import Config, preset
 from lab5.data import Pack, open_pack, training_loader
 from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, keep_memory
 from lab5.model import CVAE
+from lab5.processes import cores
 from lab5.simulator import simulate
 from lab5.training import objective
-from lab5.workbook import cores, machine, table
+from lab5.workbook import machine, table
 
 Row = tuple[str, float, float, str]             # what, the plain way's rate, the package's, the unit
 

@@ -29,9 +29,10 @@ from lab5 import figures, parallel
 from lab5.config import Config, preset
 from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, keep_memory
 from lab5.model import CVAE
+from lab5.processes import cores
 from lab5.simulator import simulate
 from lab5.training import objective, read_history
-from lab5.workbook import cores, machine
+from lab5.workbook import machine
 
 HERE = Path(__file__).parent
 COLUMNS = ("axis", "value", "teacher_forcing", "sequences_per_second", "gflop_per_sequence", "peak_mb")

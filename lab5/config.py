@@ -125,6 +125,7 @@ class Config:
                 + outside(["beta1"], lambda v: 0 <= v < 1, "0 or more and below 1")
                 + outside(not_negative, lambda v: 0 <= v < float("inf"), "0 or more and finite")
                 + outside(sizes, lambda v: v <= 4096, "at most 4096")           # beyond these no memory would do
+                + outside(["n_past"], lambda v: v >= 2, "2 or more, so that there is a motion to go on from")
                 + outside(["batch_size"], lambda v: 2 <= v <= 4096, "between 2, the least for a batch norm, and 4096")
                 + outside([*layers, "workers"], lambda v: v <= 64, "at most 64")
                 + outside(["seed"], lambda v: v < 2 ** 32, "below 2 ** 32"))    # what numpy and torch both take

@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,24 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
 
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
-    """Hold the run folder, which a killed process lets go of by itself. Raises Busy where another holds it."""
+    """Hold the run folder, which a killed process lets go of by itself.
+
+    Raises Busy where another holds it, and OSError where it cannot be written.
+    """
+    lock = FileLock(run / ".training.lock", timeout=0)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        with FileLock(run / ".training.lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise Busy(f"{run}: another process is training this run; `lab5 watch --run {run}` follows it. Stop it, or "
                    "choose another run folder") from None
+    except OSError as error:
+        raise OSError(f"{run}: cannot be written ({error.strerror or error}). Make the folder writable, or choose "
+                      "another run folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass
@@ -181,14 +191,18 @@ class _Training:
                     self.save()
                 if wish > 1:
                     arrived[:] = [wish]
-                    if self.world.is_first:
-                        print(f"\nstopped within epoch {len(self.history) + 1}, after {self.tally.steps} of its "
-                              f"{planned} steps, and saved in {self.run}", file=sys.stderr)
+                    self._say_stopped()
                     break
         started = time.perf_counter()
         record = self._record()                                 # waits for a GPU's last steps
         self.tally.seconds += time.perf_counter() - started
         bar.set_postfix(epoch=record["epoch"], mse=f"{record['mse']:.4f}", kl=f"{record['kl']:.2f}")
+
+    def _say_stopped(self) -> None:
+        if self.world.is_first:
+            with suppress(OSError):             # who read what this process says may be gone
+                print(f"\nstopped within epoch {len(self.history) + 1}, after {self.tally.steps} of its "
+                      f"{self.config.batches_per_epoch} steps, and saved in {self.run}", file=sys.stderr)
 
     def _step(self, batch: Batch) -> None:
         config, step = self.config, self.position

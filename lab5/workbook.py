@@ -35,6 +35,7 @@ from lab5.data import SPLITS, Pack, Windows, open_pack
 from lab5.evaluation import PROTOCOLS, Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
 from lab5.files import write_text
 from lab5.model import CVAE
+from lab5.processes import cores
 from lab5.simulator import simulate
 from lab5.training import OnEpoch, Record, alone, claim, read_history, train
 
@@ -360,8 +361,3 @@ def machine() -> str:
         name = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
                      if line.startswith("model name")), name)
     return f"{name}, {cores()} cores"
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -273,6 +273,7 @@ ROWS = [
     Row("config", "a fraction", settings(batch_size=2.5), "batch_size", "2.5", "must be of type int"),
     Row("config", "zero", settings(epochs=0), "epochs", "0", "must be above 0"),
     Row("config", "a batch of one", settings(batch_size=1), "batch_size", "1", "must be between 2"),
+    Row("config", "no motion to go on from", settings(n_past=1), "n_past", "1", "must be 2 or more"),
     Row("config", "negative", settings(beta=-1), "beta", "-1.0", "must be 0 or more"),
     Row("config", "NaN", settings(lr=NAN), "lr", "nan", "must be above 0 and finite"),
     Row("config", "infinity", settings(grad_clip=INFINITE), "grad_clip", "inf", "must be 0 or more and finite"),
