@@ -153,7 +153,10 @@ def _provenance(book: Workbook) -> dict[str, str]:
     path = book.run / "provenance.json"
     if not path.exists():
         raise Incomplete(f"{path} is missing; `lab5 report` writes it when it has executed the notebooks")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise Incomplete(f"{path} is torn ({error}); `lab5 report` writes it anew") from error
 
 
 def _appendices(facts: dict[str, str], items: list[rubric.Item], chapters: list[Chapter]) -> str:

@@ -302,9 +302,10 @@ def simulate(root: str | Path, train: int, validate: int, test: int, length: int
 def _read_record(home: Path) -> dict:
     path = home / SIMULATION
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error}); remove {home}, or name another folder") from error
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: is no record of a simulation ({error}); remove {home}, or name another folder"
+                         ) from error
 
 
 def _refuse_other(home: Path, record: dict) -> None:

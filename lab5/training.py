@@ -140,7 +140,7 @@ class _Training:
         self.saved = time.monotonic()
         last = run / "last.safetensors"
         if any(path.exists() for path in (last, checkpoint.previous(last))):
-            self._restore(checkpoint.restore(last, self.model, self.optimizer))
+            self._restore(last)
         if world.is_first:
             _write_history(run, self.history)
         _refuse_divergence(self.history, config, run)
@@ -148,11 +148,16 @@ class _Training:
     def _no_steps(self) -> _Tally:
         return _Tally(0, torch.zeros(3, device=self.device), np.zeros(3), 0.0)
 
-    def _restore(self, facts: Record) -> None:
-        self.history, within = facts["history"], facts.get("within")
-        if within:
-            self.tally = _Tally(within["steps"], torch.tensor(within["losses"], device=self.device),
-                                np.array(within["ratios"]), within["seconds"])
+    def _restore(self, path: Path) -> None:
+        facts = checkpoint.restore(path, self.model, self.optimizer)
+        try:
+            self.history = _checked_history(facts)
+            if within := facts.get("within"):
+                self.tally = _Tally(int(within["steps"]), torch.tensor(within["losses"], device=self.device),
+                                    np.array(within["ratios"]), float(within["seconds"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"{path}: its facts are not those of a training ({error!r}); "
+                                             f"{checkpoint.ADVICE}") from error
 
     @property
     def position(self) -> int:
@@ -332,10 +337,14 @@ def _checked(record: Any, number: int) -> Record:
     return found
 
 
+def _checked_history(facts: Record) -> list[Record]:
+    return [_checked(record, number) for number, record in enumerate(facts["history"], 1)]
+
+
 def _history_in_checkpoint(path: Path, torn: ValueError) -> list[Record]:
     try:
-        history = checkpoint.read_facts(path.with_name("last.safetensors"))["history"]
-    except (checkpoint.CheckpointError, KeyError):
+        history = _checked_history(checkpoint.read_facts(path.with_name("last.safetensors")))
+    except (ValueError, KeyError, TypeError):                   # a CheckpointError is a ValueError
         raise torn from None
     warnings.warn(f"{torn}. What last.safetensors says is taken instead", stacklevel=3)
     return history
@@ -383,10 +392,11 @@ def branch(source: Path, run: Path, **changes: Any) -> Config:
     if any((run / name).exists() for name in ("last.safetensors", "history.jsonl", "best.safetensors")):
         claim(run, config)
         return config
-    history = read_history(source)[:facts["epoch"]]
-    if len(history) < facts["epoch"]:
+    epoch = facts.get("epoch")
+    history = read_history(source)[:epoch] if isinstance(epoch, int) else []
+    if len(history) != epoch:
         raise ValueError(f"{source / 'history.jsonl'}: has {len(history)} epochs, the weights beside it are of epoch "
-                         f"{facts['epoch']}; without them there is no going on")
+                         f"{epoch}; without them there is no going on")
     begun = CVAE(config, len(model.condition_mean))
     try:
         begun.load_state_dict(model.state_dict())

@@ -146,7 +146,7 @@ def test_a_set_of_an_older_simulator_is_refused(small, tmp_path):
     with pytest.raises(ValueError, match="simulator 0"):
         make(root)
     record.write_text("{")
-    with pytest.raises(ValueError, match="simulation.json: is not JSON"):
+    with pytest.raises(ValueError, match="simulation.json: is no record of a simulation"):
         make(root)
 
 

@@ -266,6 +266,16 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(damage, config,
     assert weights(tmp_path / "damaged") == weights(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("facts", [{"history": [7]}, {"history": [], "within": {"steps": "many"}},
+                                   {"history": [], "within": [1]}])
+def test_a_checkpoint_whose_facts_are_no_trainings_is_refused(facts, config, tiny_packs, tmp_path):
+    run(config, tiny_packs, tmp_path, on_epoch=lambda history, model: True)
+    path = tmp_path / "last.safetensors"
+    checkpoint.save(path, checkpoint.load_model(path)[0], **facts)
+    with pytest.raises(checkpoint.CheckpointError, match="its facts are not those of a training.*delete it"):
+        run(config, tiny_packs, tmp_path)
+
+
 def test_the_zero_schedule_trains_without_the_kl(config, tiny_packs, tmp_path):
     history = run(config.replace(kl_schedule="zero"), tiny_packs, tmp_path)
     assert all(record["kl_weight"] == 0 and record["loss"] == pytest.approx(record["mse"]) for record in history)
