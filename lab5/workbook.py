@@ -57,7 +57,7 @@ def open_book(preset_name: str, run: str = "", data: str = "", recorded: bool = 
         preset_name: smoke, quick, standard or full. A run folder that has a configuration keeps its own.
         run: the run folder; empty: ``runs/<preset>`` in the project. Relative paths start at the project.
         data: the folder that holds ``processed_data``; empty: the one the run was trained on, else the simulated robot.
-        recorded: where no run is named and nothing is trained yet, open the recorded run instead, and say so.
+        recorded: where neither is named and nothing is trained yet, open the recorded run instead, and say so.
     Raises:
         ValueError: unknown preset, a run that is a file, or a configuration that cannot be read.
     """
@@ -65,7 +65,7 @@ def open_book(preset_name: str, run: str = "", data: str = "", recorded: bool = 
     folder = _in_project(run or f"runs/{preset_name}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder for the run")
-    if recorded and not run and not (folder / "history.jsonl").exists():
+    if recorded and RECORDED.exists() and not (run or data or (folder / "history.jsonl").exists()):
         folder = recorded_run()
         display(Markdown(f"*Nothing is trained in `runs/{preset_name}` yet, so this is the recorded run: the weights "
                          "that come with the workbook, two hours of training on the simulated robot. Notebook 04 "
@@ -83,8 +83,11 @@ def recorded_run() -> Path:
     weights = [checkpoint.digest(home / "best.safetensors") for home in (RECORDED, folder)
                if (home / "best.safetensors").exists()]
     if len(set(weights)) != 1 or len(weights) != 2:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(RECORDED, folder)
+        part = folder.with_name(f".{folder.name}")
+        for old in (part, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.copytree(RECORDED, part)
+        part.rename(folder)
     return folder
 
 
