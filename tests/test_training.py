@@ -18,6 +18,14 @@ from lab5.schedules import learning_rate
 from lab5.training import Busy, Diverged, branch, read_history, train
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C acts, also where the tests themselves were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def weights(run: Path) -> bytes:
     """The bytes of the run's last weights and optimizer state."""
     tensors = checkpoint._read(run / "last.safetensors")[0]
