@@ -6,6 +6,7 @@ A batch is one slice of the pack's memory map, and a set larger than memory is r
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -129,7 +130,13 @@ def evaluation_loader(pack: Pack, length: int, batch_size: int, limit: int | Non
 def _loader(windows: Windows, keys, workers: int) -> DataLoader:
     # its own generator: a loader that is made anew on resuming must not move torch's global random state
     return DataLoader(windows, batch_sampler=keys, num_workers=workers, collate_fn=_as_it_is,
-                      generator=torch.Generator(), pin_memory=torch.cuda.is_available())
+                      generator=torch.Generator(), pin_memory=torch.cuda.is_available(),
+                      worker_init_fn=_let_the_parent_stop)
+
+
+def _let_the_parent_stop(worker: int) -> None:
+    """A terminal's Ctrl-C reaches every process; the training needs its loaders until its step is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -188,7 +188,7 @@ class _Training:
                 self._step(next(loader))
                 self.tally.seconds += time.perf_counter() - started
                 bar.update()
-                if self.world.size > 1 and self.tally.steps % AGREE_EVERY:
+                if self.world.size > 1 and self.tally.steps % AGREE_EVERY and self.tally.steps < planned:
                     continue
                 wish = max([*arrived, float(time.monotonic() - self.saved > SAVE_EVERY)])
                 wish = int(parallel.largest(wish, self.device))     # 0: go on, 1: save, more: a signal that ends it

@@ -1,6 +1,7 @@
 """Two processes that train one model: the numbers of one, each sequence once, one writer, and no loss when one dies."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_a_signal_stops_all_processes_at_one_step_which_is_saved(number, tiny_ro
     job = subprocess.Popen(command(run, tiny_root, 2, *settings), stderr=subprocess.PIPE, text=True,
                            start_new_session=True)
     for line in job.stderr:
-        if " 2/400" in line:                                    # the progress bar
+        if re.search(r"\b[1-9]\d*/400", line):                  # the progress bar
             break
     (os.killpg if number == signal.SIGINT else os.kill)(job.pid, number)
     _, errors = job.communicate(timeout=120)

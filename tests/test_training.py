@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,6 +143,20 @@ def test_a_signal_ends_the_step_is_followed_by_a_checkpoint_and_loses_nothing(nu
     assert len(steps) == 7 and (facts["epoch"], facts["within"]["steps"]) == (1, 2)
     assert exact(run(config, tiny_packs, tmp_path / "cut")) == exact(unbroken)
     assert weights(tmp_path / "cut") == weights(tmp_path / "unbroken")
+
+
+def test_an_interrupt_from_the_terminal_does_not_cost_the_loader_processes(tiny_root, tmp_path):
+    """It reaches all processes at once, in the middle of a long epoch."""
+    command = [sys.executable, "-m", "lab5.cli", "train", "--preset", "smoke", "--data", str(tiny_root), "--run",
+               str(tmp_path), "--set", "workers=2", "--set", "batches_per_epoch=400", "--set", "epochs=1"]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in job.stderr:
+        if re.search(r"\b[1-9]\d*/400", line):                  # the progress bar
+            break
+    os.killpg(job.pid, signal.SIGINT)
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 130 and "stopped within epoch 1" in errors, errors
+    assert 1 <= checkpoint.load_model(tmp_path / "last.safetensors")[1]["within"]["steps"] < 400
 
 
 def test_a_second_interrupt_does_not_wait_for_the_step(config, tiny_packs, tmp_path, monkeypatch):
