@@ -11,7 +11,6 @@ from lab5.config import Config, preset
 from lab5.data import open_pack
 from lab5.evaluation import Evaluation, evaluate
 from lab5.simulator import simulate
-from lab5.sweep import Sweep
 from lab5.training import read_history
 from lab5.workbook import PROJECT, RECORDED, SIMULATION_SEED, Workbook, open_book, recorded_run
 
@@ -61,13 +60,6 @@ def test_readme_quotes_the_recorded_scores(name):
     assert summary["psnr"]["sampled"]["mean"] == mean
     for protocol in ("hold", "copy"):
         assert re.search(rf"\b{scores.average(protocol)[0]:.2f}\b", README)
-
-
-def test_readme_quotes_the_recorded_sweep():
-    for result in Sweep.read(PROJECT / "figures" / "sweep_extras.csv").results:
-        scores = f"{result.sampled.mean():.2f} | {result.mean.mean():.2f}"
-        assert re.search(rf"^\| {result.option} \| {re.escape(scores)} \|.*\| {result.seconds.mean() / 60:.1f} \|$",
-                         README, re.MULTILINE)
 
 
 def test_where_nothing_is_trained_a_notebook_opens_a_copy_of_the_recorded_run(tmp_path, monkeypatch):
