@@ -21,8 +21,7 @@ TOLERANCE = 0.01                                # dB that half precision may cha
 def main() -> None:
     for name, changes in RUNS.items():
         config = preset("standard", **changes)
-        trained = Workbook(config, PROJECT / "runs" / ("standard" if name == "standard" else f"standard-{name}"),
-                           simulated_root(config))
+        trained = Workbook(config, PROJECT / "runs" / name, simulated_root(config))
         trained.train()
         record(trained, HERE / name)
 

@@ -54,12 +54,19 @@ def test_they_are_small():
 @pytest.mark.parametrize("name", RUNS)
 def test_readme_quotes_the_recorded_scores(name):
     scores = Evaluation.load(RECORDED.with_name(name) / "evaluation" / "test")
-    mean, half = scores.average("sampled")
-    assert f"{mean:.2f} ± {half:.2f}" in README
+    (mean, half), (ssim, _) = scores.average("sampled"), scores.average("sampled", "ssim")
+    assert f"{mean:.2f} ± {half:.2f} | {ssim:.3f} |" in README.replace("*", "")
     summary = json.loads((RECORDED.with_name(name) / "evaluation" / "test" / "summary.json").read_text())
     assert summary["psnr"]["sampled"]["mean"] == mean
     for protocol in ("hold", "copy"):
         assert re.search(rf"\b{scores.average(protocol)[0]:.2f}\b", README)
+
+
+def test_readme_quotes_the_gain_of_the_conditional_convolutions():
+    standard, plain = (Evaluation.load(RECORDED.with_name(name) / "evaluation" / "test") for name in RUNS)
+    gain = (standard.psnr["sampled"] - plain.psnr["sampled"]).mean(axis=1)
+    half = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
+    assert f"gain {gain.mean():.2f} ± {half:.2f} dB" in README
 
 
 def test_where_nothing_is_trained_a_notebook_opens_a_copy_of_the_recorded_run(tmp_path, monkeypatch):
