@@ -126,7 +126,7 @@ class Reference(nn.Module):
     @classmethod
     def like(cls, model: CVAE) -> Reference:
         """The same weights in the plain form."""
-        reference = cls(model.config, len(model.condition_mean))
+        reference = cls(model.config, len(model.condition_mean)).to(model.condition_mean.dtype)
         with torch.no_grad():
             for mine, theirs in reference._pairs(model):
                 mine.copy_(theirs)

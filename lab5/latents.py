@@ -12,6 +12,11 @@ from torch import nn
 State = tuple[torch.Tensor, torch.Tensor] | None
 
 
+def full_precision(values: torch.Tensor) -> torch.Tensor:
+    """At least float32: what autocast computed in bfloat16 is widened, and float64 stays float64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def reparameterize(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """z = mu + sigma * noise: a sample whose randomness comes from outside, so that gradients reach mu and sigma.
 
@@ -57,7 +62,7 @@ class FramePredictor(Recurrent):
 class GaussianLSTM(Recurrent):
     """A recurrent diagonal Gaussian, a posterior or a learned prior (Denton & Fergus 2018).
 
-    (T, B, n_in) -> mu and logvar, each (T, B, z_dim) float32.
+    (T, B, n_in) -> mu and logvar, each (T, B, z_dim), in float32 or wider.
     """
 
     def __init__(self, n_in: int, z_dim: int, hidden: int, layers: int) -> None:
@@ -66,7 +71,7 @@ class GaussianLSTM(Recurrent):
 
     def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, torch.Tensor, State]:
         hidden, state = super().forward(inputs, state)
-        return self.to_mu(hidden).float(), self.to_logvar(hidden).float(), state
+        return full_precision(self.to_mu(hidden)), full_precision(self.to_logvar(hidden)), state
 
 
 class FixedPrior(nn.Module):
@@ -77,7 +82,7 @@ class FixedPrior(nn.Module):
         self.z_dim = z_dim
 
     def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, torch.Tensor, State]:
-        zeros = inputs.new_zeros(*inputs.shape[:-1], self.z_dim, dtype=torch.float32)
+        zeros = full_precision(inputs.new_zeros(*inputs.shape[:-1], self.z_dim))
         return zeros, zeros, None
 
 
@@ -100,7 +105,8 @@ class LatentMap(nn.Module):
     def forward(self, features: torch.Tensor, noise: torch.Tensor, seen: torch.Tensor | None,
                 ) -> tuple[torch.Tensor, torch.Tensor]:
         """features with z added to them, and the KL (N, z_channels) in nats; without `seen`, z is the prior's."""
-        prior = self.prior(features).float().chunk(2, dim=1)
-        q = prior if seen is None else self.posterior(torch.cat([features, seen], dim=1)).float().chunk(2, dim=1)
+        prior = full_precision(self.prior(features)).chunk(2, dim=1)
+        q = prior if seen is None else full_precision(
+            self.posterior(torch.cat([features, seen], dim=1))).chunk(2, dim=1)
         z = reparameterize(*q, noise)                                           # (N, z_channels, H, W)
         return features + self.inject(z.to(features)), gaussian_kl(*q, *prior).sum(dim=(2, 3))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lab5.latents import LatentMap
+from lab5.latents import LatentMap, full_precision
 
 Maps = list[torch.Tensor]                       # feature maps of frames, at several resolutions
 MAP_SIZES = (8, 16)                             # pixels a side of the latent maps, in the decoder's order
@@ -111,7 +111,7 @@ class Aligner(nn.Module):
     def forward(self, state: torch.Tensor, skip: torch.Tensor, coarser: torch.Tensor | None,
                 ) -> tuple[torch.Tensor, torch.Tensor]:
         """State and skip (N, channels, H, W), the coarser flow (N, 2, H/2, W/2) -> aligned skip, and the flow."""
-        flow = self.refine(torch.cat([state, skip], dim=1)).float()
+        flow = full_precision(self.refine(torch.cat([state, skip], dim=1)))
         if coarser is not None:
             flow = flow + 2 * F.interpolate(coarser, scale_factor=2, mode="bilinear", align_corners=False)
         return warp(skip, flow), flow
@@ -123,7 +123,7 @@ def warp(features: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     x = (2 * torch.arange(W, device=flow.device) + 1) / W - 1   # centres of the pixels on [-1, 1]
     y = (2 * torch.arange(H, device=flow.device) + 1) / H - 1
     place = torch.stack([x.expand(H, W) + 2 / W * flow[:, 0], y[:, None] + 2 / H * flow[:, 1]], dim=-1)
-    return F.grid_sample(features.float(), place, padding_mode="border", align_corners=False).to(features.dtype)
+    return F.grid_sample(full_precision(features), place, padding_mode="border", align_corners=False).to(features.dtype)
 
 
 class Level(nn.Module):

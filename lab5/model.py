@@ -99,7 +99,7 @@ class CVAE(nn.Module):
         c = self._embed(told)                                                   # (T-1, B, c)
         mu, logvar, _ = self.posterior(torch.cat([h[1:], c], dim=-1))           # (T-1, B, z) each
         predictions, levels = self._unroll(h, maps, told, c, (mu, logvar), noise, runs(forced, self.config.n_past))
-        mse = (predictions.float() - frames[1:]).square().mean()
+        mse = (predictions - frames[1:]).square().mean()                        # in the frames' precision
         return ElboTerms(predictions, mse, sum(level.sum(dim=-1).mean() for level in levels), levels)
 
     def predict(self, context: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

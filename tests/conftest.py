@@ -6,7 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch: two test processes must not fight over the cores
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_variable] = "1"                 # before torch, for this process and all that it starts: they share cores
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def start(*arguments, **options):
 
 def finish(process):
     """What a command prints, until the last of the processes that it started has ended too."""
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=1200)
     return printed
 
 
