@@ -1,28 +1,198 @@
-"""The batches that are drawn from a packed split, and the door to all that is about data.
+"""The data: packs, the windows cut from them, and the batches.
 
-A batch is one slice of the pack's memory map, and a set larger than memory is read page by page. Axes on disk are
-(N, T, H, W, C) for N sequences of T frames; a batch has the model's order, (T, B, C, H, W).
+A pack is a split decoded once into two arrays, ``packed/<split>/{frames,conditions}.npy``, that are memory mapped: a set
+larger than memory is read page by page. Every foreign layout (`lab5.formats`) fills packs through `write_pack`. Axes on
+disk are (N, T, H, W, C) for N sequences of T frames; a batch has the model's order, (T, B, C, H, W).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 
-from lab5.packs import Pack, check, open_pack, pack, sequences, summary
-from lab5.sources import SPLITS, TABLES, DataError, Problem
+from lab5.config import Config
 
-__all__ = ["SPLITS", "TABLES", "Batch", "DataError", "Pack", "Problem", "Windows", "check", "condition_statistics",
-           "evaluation_loader", "open_pack", "pack", "sequences", "summary", "to_video", "training_loader"]
-
+SPLITS = ("train", "validate", "test")
+FRAME_SIZE = 64                                 # pixels, height and width
+TABLES = {"actions.csv": 4, "endeffector_positions.csv": 3}     # columns of each; side by side they are a condition
+SIMULATION = "simulation.json"                  # in processed_data, written by the simulator
+FORMAT = 5                                      # of the pack
 LEAST_STD = 1e-3                                # a column that varies less counts as constant
+BLOCK, READERS = 256, min(8, os.cpu_count() or 1)       # sequences that are read ahead, and threads that read them
 
+Arrays = tuple[np.ndarray, np.ndarray]          # frames (T, 64, 64, 3) uint8, conditions (T, D) float32
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message names the file, what was found, and the way out."""
+
+
+# The pack ------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """One split, memory-mapped and read only. A loader's worker receives its folder, not its content."""
+
+    name: str                                   # the split
+    frames: np.ndarray                          # (N, T, 64, 64, 3) uint8
+    conditions: np.ndarray                      # (N, T, D) float32, D = 7: action 4, position 3; or 0: action-free
+    names: list[str]                            # such as "traj_0_to_255.tfrecords/0"
+    data_sha: str                               # 12 hex digits of the content's SHA-256, the same on every machine
+    simulated: bool                             # the simulated robot, not BAIR
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def condition_dim(self) -> int:
+        """D, the numbers in a frame's condition."""
+        return self.conditions.shape[-1]
+
+    def __reduce__(self):
+        return _open, (Path(self.frames.filename).parent,)
+
+
+def _open(folder: Path) -> Pack:
+    try:
+        record = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
+        frames, conditions = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in (
+            "frames", "conditions"))
+        names, shas = record["names"], [record["frames_sha256"], record["conditions_sha256"]]
+        found, N, T = (frames.shape, conditions.shape[:2], record["format"]), len(names), frames.shape[1]
+        expected = (N, T, FRAME_SIZE, FRAME_SIZE, 3), (N, T), FORMAT
+        if found != expected:
+            raise ValueError(f"shapes and format {found}, expected {expected}")
+    except Exception as error:                  # json and numpy have a dozen kinds for damaged files
+        raise DataError(f"{folder}: cannot be used ({type(error).__name__}: {error}). `lab5 pack "
+                        f"{folder.parent.parent}` regenerates it") from error
+    data_sha = hashlib.sha256("\n".join([*shas, *names]).encode()).hexdigest()[:12]
+    return Pack(folder.name, frames, conditions, names, data_sha, bool(record["simulated"]))
+
+
+def home(root: str | Path) -> Path:
+    """The folder that holds ``processed_data`` and ``packed``; `root` may also be ``processed_data`` itself."""
+    root = Path(os.path.abspath(Path(root).expanduser()))       # links are kept: a pack lies beside the link
+    return root.parent if root.name == "processed_data" else root
+
+
+def open_pack(root: str | Path, split: str) -> Pack:
+    """Open a split's pack, without touching a sequence. Raises DataError where there is none, or a damaged one."""
+    folder = home(root) / "packed" / split
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such pack; `lab5 pack {home(root)}` makes it from processed_data")
+    return _open(folder)
+
+
+def write_pack(root: Path, split: str, names: list[str], read: Callable[[str], Arrays], *, length: int,
+               condition_dim: int, simulated: bool = False, progress: bool = True, regenerate: bool = True) -> None:
+    """Write ``root/packed/split`` under another name and rename it when it is whole.
+
+    All that a pack is goes in here, hence the number of arguments.
+
+    Args:
+        names: the sequences, in order.
+        read: called with a name, by several threads; returns its frames and conditions.
+        length, condition_dim: T and D of every sequence.
+        regenerate: whether a pack that is there is replaced.
+    Raises:
+        DataError: what `read` raises; too little space on the disk; a folder that cannot be written.
+    """
+    folder = root / "packed"
+    aside, shape = folder / f".{split}.tmp", (len(names), length)
+    shapes = {"frames": ("|u1", (*shape, FRAME_SIZE, FRAME_SIZE, 3)), "conditions": ("<f4", (*shape, condition_dim))}
+    needed = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for kind, shape in shapes.values())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free) < needed:
+            raise DataError(f"{folder}: packing {split} needs {needed / 1e9:.3f} GB, but {free / 1e9:.3f} GB are free. "
+                            "Free some space, or link this folder to a larger disk")
+        with FileLock(folder / f"{split}.lock"):                # of several processes one packs, the others wait
+            if (folder / split).is_dir() and not regenerate:
+                return
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            shas = _write_arrays(aside, shapes, in_order(read, names, f"packing {split}", progress))
+            record = {"format": FORMAT, "simulated": simulated, **shas, "names": names}
+            (aside / "pack.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            shutil.rmtree(folder / split, ignore_errors=True)
+            os.replace(aside, folder / split)
+    except OSError as error:
+        raise DataError(f"{folder}: packing {split} failed ({error.strerror or error}). Free some space or make the "
+                        "folder writable. If nothing can be written beside the data, link processed_data into a "
+                        "folder of your own and name that") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_arrays(folder: Path, shapes: dict[str, tuple[str, tuple[int, ...]]], rows: Iterator[Arrays],
+                  ) -> dict[str, str]:
+    """Write rows one after another into .npy files (a memory map would kill the process on a full disk); SHA-256s."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(folder / f"{name}.npy", "wb+")) for name in shapes]
+        for file, (kind, shape) in zip(files, shapes.values(), strict=True):
+            np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+        for row in rows:
+            for file, array in zip(files, row, strict=True):
+                file.write(np.ascontiguousarray(array).tobytes())
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+    return {f"{name}_sha256": file_sha(folder / f"{name}.npy") for name in shapes}
+
+
+def file_sha(path: Path) -> str:
+    """The SHA-256 of a file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def in_order(task: Callable, items: Sequence, title: str, progress: bool) -> Iterator:
+    """Apply a task to every item, by a pool of threads; yields the results in order, under a progress bar."""
+    with (ThreadPoolExecutor(READERS) as pool,
+          tqdm(total=len(items), desc=title, unit="seq", disable=not progress) as bar):
+        for start in range(0, len(items), BLOCK):
+            for result in pool.map(task, items[start:start + BLOCK]):
+                yield result
+                bar.update()
+
+
+def write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray, number: str = "%.9g") -> None:
+    """Write a sequence of the tree under another name, then rename it, so that a folder of its name is whole.
+
+    Args:
+        frames: (T, 64, 64, 3) uint8.
+        conditions: (T, 7), or (T, 0) for no tables.
+        number: format of the tables' numbers.
+    """
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)                    # left by a killed call
+    aside.mkdir(parents=True)
+    for t, frame in enumerate(frames):
+        Image.fromarray(frame).save(aside / f"{t}.png", compress_level=1)
+    if conditions.shape[1]:
+        ends = np.cumsum(list(TABLES.values()))[:-1]
+        for table, columns in zip(TABLES, np.split(conditions, ends, axis=1), strict=True):
+            np.savetxt(aside / table, columns, fmt=number, delimiter=",")
+    os.replace(aside, folder)
+
+
+# Batches -------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -33,17 +203,15 @@ class Batch:
     index: torch.Tensor                         # (B,) int64, which sequences of the split
 
     def pin_memory(self) -> Batch:
-        """What the loader calls where a GPU waits: from pinned memory a copy to it need not wait in turn."""
+        """Called by the loader where there is a GPU: copies from pinned memory run beside the computation."""
         return Batch(self.frames.pin_memory(), self.condition.pin_memory(), self.index)
 
 
 class Windows(Dataset):
     """Windows of `length` frames, one of each sequence of a pack.
 
-    Without a seed the first frames (evaluation). With one a random window, which depends on nothing but
-    (seed, pass, index): not on the worker that draws it, nor on what was drawn before.
-
-    Raises DataError when the sequences are shorter than a window.
+    Without a seed the first frames (evaluation). With one a random window that depends only on (seed, epoch of the
+    data, index), not on the worker that draws it. Raises DataError when the sequences are shorter than a window.
     """
 
     def __init__(self, pack: Pack, length: int, seed: int | None = None) -> None:
@@ -56,20 +224,17 @@ class Windows(Dataset):
         return len(self.pack)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Batch:
-        """The window of sequence `index` in a pass, `key` being index or (index, pass), as a batch of one."""
+        """The window of one sequence, `key` being index or (index, pass), as a batch of one."""
         return self.__getitems__([key])
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Batch:
-        """The windows of several keys, in their order.
-
-        Raises IndexError outside 0 .. N-1, and DataError where the disk has changed a frame since it was packed.
-        """
+        """The windows of several keys, in their order. Raises IndexError outside 0 .. N-1."""
         pairs = [key if isinstance(key, tuple) else (key, 0) for key in keys]
         index = np.array([index for index, _ in pairs], dtype=np.int64)
         if ((index < 0) | (index >= len(self))).any():
             raise IndexError(f"{self.pack.name}: sequences {index.tolist()} asked for, there are 0 to {len(self) - 1}")
-        times = np.array([self._start(*pair) for pair in pairs]) + np.arange(self.length)[:, None]     # (T, B)
-        frames, conditions = self.pack.read(index, times)                                       # (T, B, ...)
+        times = np.array([self._start(*pair) for pair in pairs]) + np.arange(self.length)[:, None]      # (T, B)
+        frames, conditions = (np.asarray(array[index, times]) for array in (self.pack.frames, self.pack.conditions))
         return Batch(torch.from_numpy(frames).permute(0, 1, 4, 2, 3), torch.from_numpy(conditions),
                      torch.from_numpy(index))
 
@@ -82,7 +247,7 @@ class Windows(Dataset):
 
 @dataclass(frozen=True)
 class _TrainingKeys:
-    """The keys of each step's batch: a cut through endless passes, each in an order from (seed, pass) alone."""
+    """The keys of each step's batch: consecutive parts of endless passes, each in an order from (seed, pass) alone."""
 
     count: int
     batch_size: int
@@ -103,57 +268,48 @@ class _TrainingKeys:
             yield [(order(pass_)[place], pass_) for pass_, place in positions]
 
 
-def training_loader(pack: Pack, length: int, batch_size: int, seed: int, start_step: int, stop_step: int,
-                    workers: int = 0, share: slice = slice(None)) -> DataLoader:
-    """The batches of steps start_step .. stop_step-1 of an endless stream of passes over the split.
+def training_loader(pack: Pack, config: Config, steps: range, share: slice = slice(None)) -> DataLoader:
+    """The batches of the given steps of an endless stream of passes over the split, each visiting every sequence once.
 
-    `share` is the part of each batch that is wanted, where several processes train on one.
-
-    Each pass visits every sequence once. A batch depends on the seed and its step alone, so a run that
-    goes on at step s, with any number of workers, sees what an unbroken one sees.
+    A batch depends on the seed and its step alone, so a run that resumes at step s, with any number of workers, sees
+    what an unbroken one sees. `share` is the part of each batch that is wanted, where several processes share one.
     """
-    keys = _TrainingKeys(len(pack), batch_size, seed, range(start_step, stop_step), share)
-    return _loader(Windows(pack, length, seed), keys, workers)
+    keys = _TrainingKeys(len(pack), config.batch_size, config.seed, steps, share)
+    return _loader(Windows(pack, config.length, config.seed), keys, config.workers)
 
 
-def evaluation_loader(pack: Pack, length: int, batch_size: int, limit: int | None = None,
-                      workers: int = 0) -> DataLoader:
-    """The first frames of every sequence, once and in order; of the first `limit` sequences if that is given.
-
-    The last batch may be smaller.
-    """
+def evaluation_loader(pack: Pack, length: int, batch_size: int, limit: int | None = None) -> DataLoader:
+    """The first frames of every sequence (of the first `limit`), once and in order; the last batch may be smaller."""
     order = range(len(pack))[:limit]
     keys = [order[first:first + batch_size] for first in range(0, len(order), batch_size)]
-    return _loader(Windows(pack, length), keys, workers)
+    return _loader(Windows(pack, length), keys, workers=0)
 
 
 def _loader(windows: Windows, keys, workers: int) -> DataLoader:
-    # its own generator: a loader that is made anew on resuming must not move torch's global random state
-    return DataLoader(windows, batch_sampler=keys, num_workers=workers, collate_fn=_as_it_is,
+    # a generator of its own: making a loader must not change torch's global random state
+    return DataLoader(windows, batch_sampler=keys, num_workers=workers, collate_fn=_unchanged,
                       generator=torch.Generator(), pin_memory=torch.cuda.is_available(),
-                      worker_init_fn=_let_the_parent_stop)
+                      worker_init_fn=_ignore_interrupts)
 
 
-def _let_the_parent_stop(worker: int) -> None:
-    """A terminal's Ctrl-C reaches every process; the training needs its loaders until its step is done."""
+def _ignore_interrupts(worker: int) -> None:
+    """A terminal's Ctrl-C reaches every process; the training needs its loaders until its step is finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _unchanged(batch: Batch) -> Batch:
     return batch
 
 
 def to_video(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 frames of any shape as float32 in [0, 1]. Raises TypeError on another type, lest it divides twice."""
+    """uint8 frames of any shape as float32 in [0, 1]. Raises TypeError on another type, so that none divides twice."""
     if frames.dtype != torch.uint8:
         raise TypeError(f"frames are {frames.dtype}, expected torch.uint8")
     return frames.to(torch.float32) / 255
 
 
-def condition_statistics(pack: Pack) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (D,) float32 of the conditions, the latter at least `LEAST_STD`.
-
-    Raises DataError where the disk has changed one since it was packed.
-    """
-    rows = pack.all_conditions().astype(np.float64)                                             # (N, T, D)
-    return rows.mean(axis=(0, 1)).astype(np.float32), rows.std(axis=(0, 1)).clip(LEAST_STD).astype(np.float32)
+def condition_statistics(pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (D,) float32 of the conditions, the latter at least `LEAST_STD`."""
+    rows = pack.conditions.astype(np.float64)                                                   # (N, T, D)
+    mean, std = rows.mean(axis=(0, 1)), rows.std(axis=(0, 1)).clip(LEAST_STD)
+    return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))

@@ -1,35 +1,88 @@
-"""Files that are there whole or not at all, whatever cuts their writing off."""
+"""Files that are there whole or not at all, and work over processes that end with the one that started them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
+from typing import TypeVar
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
-    """Call `write(temporary path)`, then put the result in place of `path`; `keep` gets what was there before.
-
-    Raises OSError that names the path where it cannot be written.
-    """
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary path)`, then rename the result to `path`. Raises OSError that names the path."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        if keep and path.exists():              # between this move and the next only `keep` is there
-            os.replace(path, keep)
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"{path}: could not be written ({error.strerror or error}); what was there before is untouched. "
-                      "Make room or the folder writable, or choose another") from error
+                      "Free some disk space, make the folder writable, or choose another folder") from error
     finally:
-        with suppress(OSError):                 # where nothing can be written, nothing is there
+        with suppress(OSError):
             temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put a text in place of a file, as `write_atomically` does."""
+    """Replace a file's text, as `write_atomically` does."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def each(task: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None,
+         begin: Callable[[], object] | None = None) -> Iterator[Result]:
+    """Apply `task` to every item in several processes; yields the results as they are finished.
+
+    Args:
+        workers: number of processes; None: one per core; 1: this process alone.
+        begin: called first in every process that is started.
+    Raises:
+        RuntimeError: a process was killed. An exception of the task is raised unchanged.
+    """
+    workers = min(workers or cores(), len(items))
+    if workers < 2:
+        yield from map(task, items)
+        return
+    waiting = iter(items)
+    try:
+        with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (begin,)) as pool:      # safe beside CUDA
+            running = {pool.submit(task, item) for item in islice(waiting, workers)}
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+                    running |= {pool.submit(task, item) for item in islice(waiting, 1)}
+    except BrokenProcessPool as error:
+        raise RuntimeError(f"one of {workers} processes was killed, perhaps because memory ran out. Finished work is "
+                           "kept: the same command resumes from it") from error
+
+
+def _begin(begin: Callable[[], object] | None) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if begin:
+        begin()
+
+
+def _end_with_parent() -> None:
+    """End this process by SIGTERM when its parent is gone; again after a minute, in case the first was caught."""
+    wait_for([parent_process().sentinel])
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)

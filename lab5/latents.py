@@ -1,7 +1,7 @@
-"""Where randomness enters: Gaussians, their divergence, and the networks that put out their parameters.
+"""Latent variables: Gaussians, their divergence, and the networks that put out their parameters.
 
-Nothing here draws random numbers: noise comes from outside, and noise of zeros means the mean. Recurrent
-networks take (T, B, features) with a state, T being 1 where a loop is sequential.
+Nothing here draws random numbers: noise is an argument, and noise of zeros gives the mean. Recurrent networks take
+(T, B, features) and a state; T is 1 where a loop is sequential.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def full_precision(values: torch.Tensor) -> torch.Tensor:
 
 
 def reparameterize(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """z = mu + sigma * noise: a sample whose randomness comes from outside, so that gradients reach mu and sigma.
+    """z = mu + sigma * noise: the noise is an input, so gradients reach mu and sigma.
 
-    The network puts out log sigma^2, so exp(logvar / 2) is positive whatever it says (Kingma & Welling
-    2014, section 2.4). All shapes are equal.
+    The network puts out log sigma^2, so exp(logvar / 2) is always positive (Kingma & Welling 2014,
+    section 2.4). All shapes are equal.
     """
     return mu + torch.exp(0.5 * logvar) * noise
 
@@ -35,8 +35,8 @@ def gaussian_kl(mu: torch.Tensor, logvar: torch.Tensor,
                   + (logvar - prior_logvar).exp() + (mu - prior_mu).square() * (-prior_logvar).exp())
 
 
-class Recurrent(nn.Module):
-    """A linear embedding and an LSTM: (T, B, n_in) -> (T, B, hidden), with the state that a next call goes on from."""
+class EmbedLSTM(nn.Module):
+    """A linear embedding and an LSTM: (T, B, n_in) -> (T, B, hidden), and the state that the next call continues from."""
 
     def __init__(self, n_in: int, hidden: int, layers: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Recurrent(nn.Module):
         return self.lstm(self.embed(inputs), state)
 
 
-class FramePredictor(Recurrent):
+class FramePredictor(EmbedLSTM):
     """The LSTM that puts out g(t): (T, B, n_in) -> (T, B, g_dim) in (-1, 1)."""
 
     def __init__(self, n_in: int, g_dim: int, hidden: int, layers: int) -> None:
@@ -59,7 +59,7 @@ class FramePredictor(Recurrent):
         return self.to_g(hidden), state
 
 
-class GaussianLSTM(Recurrent):
+class GaussianLSTM(EmbedLSTM):
     """A recurrent diagonal Gaussian, a posterior or a learned prior (Denton & Fergus 2018).
 
     (T, B, n_in) -> mu and logvar, each (T, B, z_dim), in float32 or wider.
@@ -75,7 +75,7 @@ class GaussianLSTM(Recurrent):
 
 
 class FixedPrior(nn.Module):
-    """N(0, I), in the place of a learned prior: (T, B, n_in) -> zeros (T, B, z_dim)."""
+    """N(0, I), with the interface of a learned prior: (T, B, n_in) -> zeros (T, B, z_dim)."""
 
     def __init__(self, z_dim: int) -> None:
         super().__init__()
@@ -87,26 +87,27 @@ class FixedPrior(nn.Module):
 
 
 class LatentMap(nn.Module):
-    """A latent for every place of a feature map, below the levels that the map already depends on.
+    """A latent variable at every position of a feature map, below the latents that the map already depends on.
 
     The features (N, C, H, W) come from above, so prior and posterior are both conditioned on all coarser
-    latents (Castrejon, Ballas & Courville 2019); the posterior sees the encoder's map of the true frame too.
+    latents (Castrejon, Ballas & Courville 2019); the posterior is conditioned on the encoder's map of the
+    true frame too. A map has no memory over time.
     """
 
-    def __init__(self, n_features: int, n_seen: int, z_channels: int) -> None:
+    def __init__(self, n_features: int, n_target: int, z_channels: int) -> None:
         super().__init__()
         self.prior = nn.Conv2d(n_features, 2 * z_channels, 3, padding=1)
-        self.posterior = nn.Conv2d(n_features + n_seen, 2 * z_channels, 3, padding=1)
+        self.posterior = nn.Conv2d(n_features + n_target, 2 * z_channels, 3, padding=1)
         self.inject = nn.Conv2d(z_channels, n_features, 3, padding=1)
-        for network in (self.prior, self.posterior):            # close to N(0, I) at first, or the KL of so many
-            nn.init.normal_(network.weight, std=0.01)           # numbers drowns the reconstruction
+        for network in (self.prior, self.posterior):            # close to N(0, I) at first: else the KL of so many
+            nn.init.normal_(network.weight, std=0.01)           # numbers outweighs the reconstruction
             nn.init.zeros_(network.bias)
 
-    def forward(self, features: torch.Tensor, noise: torch.Tensor, seen: torch.Tensor | None,
+    def forward(self, features: torch.Tensor, noise: torch.Tensor, target: torch.Tensor | None,
                 ) -> tuple[torch.Tensor, torch.Tensor]:
-        """features with z added to them, and the KL (N, z_channels) in nats; without `seen`, z is the prior's."""
+        """features with z added to them, and the KL (N, z_channels) in nats; without `target`, z is the prior's."""
         prior = full_precision(self.prior(features)).chunk(2, dim=1)
-        q = prior if seen is None else full_precision(
-            self.posterior(torch.cat([features, seen], dim=1))).chunk(2, dim=1)
+        q = prior if target is None else full_precision(
+            self.posterior(torch.cat([features, target], dim=1))).chunk(2, dim=1)
         z = reparameterize(*q, noise)                                           # (N, z_channels, H, W)
         return features + self.inject(z.to(features)), gaussian_kl(*q, *prior).sum(dim=(2, 3))

@@ -1,7 +1,7 @@
 """The convolutions that the model is made of: VGG encoder and decoder for 64x64 frames.
 
-They see frames as (N, C, H, W), whatever the N counts; only the decoder tells time from batch, since all
-the steps of a sequence share the skips of one frame.
+Frames are (N, C, H, W); only the decoder separates time from batch, since all steps of a sequence share the skips
+of one frame.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ Maps = list[torch.Tensor]                       # feature maps of frames, at sev
 MAP_SIZES = (8, 16)                             # pixels a side of the latent maps, in the decoder's order
 
 
-class Modulation(nn.Module):
-    """Conditional convolution (Choi, El-Khamy & Lee 2019): softplus(u_k . c) * conv_k(x) + v_k . c for channel k.
+class ConditionalConvolution(nn.Module):
+    """What makes a convolution conditional (Choi, El-Khamy & Lee 2019): softplus(u_k . c) * conv_k(x) + v_k . c.
 
-    It starts as the identity: the scale at 1 and the shift at 0.
+    A FiLM layer (Perez et al. 2018) but for the softplus. c is continuous here, one-hot in the paper. It starts as
+    the identity: scale 1, shift 0.
     """
 
     def __init__(self, n_condition: int, channels: int) -> None:
@@ -33,22 +34,22 @@ class Modulation(nn.Module):
         nn.init.constant_(self.scale.bias, math.log(math.e - 1))        # where softplus is 1
 
     def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """features (N, channels, H, W) and condition (N, n_condition) -> the features' shape."""
+        """features (N, channels, H, W), condition (N, n_condition) -> (N, channels, H, W)."""
         scale, shift = F.softplus(self.scale(condition)), self.shift(condition)
         return features * scale[:, :, None, None] + shift[:, :, None, None]
 
 
-class Activation(nn.Module):
-    """What follows a convolution: the condition's modulation, where there is one, batch norm and leaky ReLU."""
+class NormAct(nn.Module):
+    """What follows a convolution: scale and shift by the condition (if n_condition > 0), batch norm, leaky ReLU."""
 
     def __init__(self, channels: int, n_condition: int) -> None:
         super().__init__()
-        self.modulation = Modulation(n_condition, channels) if n_condition else None
+        self.conditional = ConditionalConvolution(n_condition, channels) if n_condition else None
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        if self.modulation is not None:
-            features = self.modulation(features, condition)
+        if self.conditional is not None:
+            features = self.conditional(features, condition)
         return F.leaky_relu(self.norm(features), 0.2, inplace=True)
 
 
@@ -56,13 +57,13 @@ def convolution(n_in: int, n_out: int) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
 
 
-class Convolutions(nn.Module):
-    """3x3 convolutions through the given channels, each with its activation."""
+class ConvBlock(nn.Module):
+    """3x3 convolutions through the given channels, each followed by `NormAct`."""
 
     def __init__(self, *channels: int, n_condition: int) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(convolution(n_in, n_out) for n_in, n_out in pairwise(channels))
-        self.activations = nn.ModuleList(Activation(n_out, n_condition) for n_out in channels[1:])
+        self.activations = nn.ModuleList(NormAct(n_out, n_condition) for n_out in channels[1:])
 
     def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         for convolve, activate in zip(self.convolutions, self.activations, strict=True):
@@ -73,13 +74,13 @@ class Convolutions(nn.Module):
 class Encoder(nn.Module):
     """VGG-64 (Denton & Fergus 2018, appendix): (N, 3, 64, 64) -> h (N, g_dim) in (-1, 1), and the skips.
 
-    `n_condition` is the size of the condition that modulates its convolutions, 0 for none.
+    `n_condition`: size of the condition of its conditional convolutions, 0 for plain ones.
     """
 
     def __init__(self, width: int, g_dim: int, n_condition: int = 0) -> None:
         super().__init__()
         w = width
-        self.blocks = nn.ModuleList(Convolutions(*channels, n_condition=n_condition) for channels in (
+        self.blocks = nn.ModuleList(ConvBlock(*channels, n_condition=n_condition) for channels in (
             (3, w, w),                                          # 64x64
             (w, 2 * w, 2 * w),                                  # 32x32
             (2 * w, 4 * w, 4 * w, 4 * w),                       # 16x16
@@ -95,11 +96,11 @@ class Encoder(nn.Module):
 
 
 class Aligner(nn.Module):
-    """Moves skip features to where they belong at the step at hand, by a flow that the decoder's state predicts.
+    """Warps skip features to where they belong at each step, by a flow that the decoder's state predicts.
 
-    A flow (N, 2, H, W) says, in pixels, how far from each place its feature is fetched. The coarser level's flow
+    A flow (N, 2, H, W) holds, in pixels, the offset at which each position's feature is sampled. The coarser level's flow
     is refined, as in optical-flow pyramids (Ranjan & Black 2017), and the flow starts at zero: the identity. Our
-    own design, after the aim of HAF-SVG (Lin, Yuan & Li 2020), whose equations we could not read.
+    own design, with the aim of HAF-SVG (Lin, Yuan & Li 2020), whose equations we could not read.
     """
 
     def __init__(self, channels: int) -> None:
@@ -118,7 +119,7 @@ class Aligner(nn.Module):
 
 
 def warp(features: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """Fetch features (N, C, H, W) from `flow` (N, 2, H, W) pixels away, x first; beyond the edge the edge's."""
+    """Sample features (N, C, H, W) at an offset of `flow` (N, 2, H, W) pixels, x first; the border is repeated."""
     N, _, H, W = flow.shape
     x = (2 * torch.arange(W, device=flow.device) + 1) / W - 1   # centres of the pixels on [-1, 1]
     y = (2 * torch.arange(H, device=flow.device) + 1) / H - 1
@@ -126,11 +127,11 @@ def warp(features: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(full_precision(features), place, padding_mode="border", align_corners=False).to(features.dtype)
 
 
-class Level(nn.Module):
-    """One resolution of the decoder: upsampled features and a skip in, features out.
+class DecoderBlock(nn.Module):
+    """One resolution of the decoder: upsampled features and a skip -> features.
 
-    A convolution over [upsampled, skip] is the sum of two convolutions. The skip's is a method of its own,
-    since it is the same at every step of a sequence and so is computed once (`Decoder.skips`).
+    A convolution over [upsampled, skip] is the sum of two convolutions. The skip's is independent of the time step,
+    so it is computed once per sequence (`Decoder.convolve_skips`).
     """
 
     def __init__(self, n_above: int, n_skip: int, *channels: int, n_condition: int, aligned: bool,
@@ -138,27 +139,27 @@ class Level(nn.Module):
         super().__init__()
         self.from_above, self.from_skip = convolution(n_above, channels[0]), convolution(n_skip, channels[0])
         self.aligner = Aligner(channels[0]) if aligned else None
-        self.activate = Activation(channels[0], n_condition)
+        self.activation = NormAct(channels[0], n_condition)
         self.latent = LatentMap(channels[0], n_skip, z_channels) if z_channels else None
-        self.convolutions = Convolutions(*channels, n_condition=n_condition)
+        self.convolutions = ConvBlock(*channels, n_condition=n_condition)
 
-    def merge(self, above: torch.Tensor, skip: torch.Tensor, condition: torch.Tensor, flow: torch.Tensor | None,
+    def fuse_skip(self, above: torch.Tensor, skip: torch.Tensor, condition: torch.Tensor, flow: torch.Tensor | None,
               ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """above (T*B, n_above, H/2, W/2), convolved skip (T or 1, B, C, H, W) -> (T*B, C, H, W), and the flow."""
         above = self.from_above(F.interpolate(above, scale_factor=2, mode="nearest"))
         steps = above.unflatten(0, (-1, skip.shape[1]))                         # (T, B, C, H, W)
         if self.aligner is not None:
             moved, flow = self.aligner(above, skip.expand_as(steps).flatten(0, 1), flow)
-            return self.activate(above + moved, condition), flow
-        return self.activate((steps + skip).flatten(0, 1), condition), None
+            return self.activation(above + moved, condition), flow
+        return self.activation((steps + skip).flatten(0, 1), condition), None
 
 
 class Decoder(nn.Module):
     """The encoder's mirror: g and an earlier frame's skips -> a frame in (0, 1).
 
     Args:
-        n_condition: size of the condition that modulates its convolutions; 0 for none.
-        aligned: whether the skips are aligned with the frame to predict.
+        n_condition: size of the condition of its conditional convolutions; 0 for plain ones.
+        aligned: whether the skips are warped to the frame to predict.
         z_channels: channels of the latent maps at 8x8 and 16x16; 0 for none.
     """
 
@@ -167,40 +168,41 @@ class Decoder(nn.Module):
         super().__init__()
         w = width
         self.from_vector = nn.ConvTranspose2d(g_dim, 8 * w, 4, bias=False)
-        self.activate = Activation(8 * w, n_condition)
+        self.activation = NormAct(8 * w, n_condition)
         options = {"n_condition": n_condition, "aligned": aligned}
-        self.levels = nn.ModuleList([
-            Level(8 * w, 8 * w, 8 * w, 8 * w, 4 * w, z_channels=z_channels, **options),         # 8x8
-            Level(4 * w, 4 * w, 4 * w, 4 * w, 2 * w, z_channels=z_channels, **options),         # 16x16
-            Level(2 * w, 2 * w, 2 * w, w, z_channels=0, **options),                             # 32x32
-            Level(w, w, w, z_channels=0, **options)])                                           # 64x64
+        self.blocks = nn.ModuleList([
+            DecoderBlock(8 * w, 8 * w, 8 * w, 8 * w, 4 * w, z_channels=z_channels, **options),         # 8x8
+            DecoderBlock(4 * w, 4 * w, 4 * w, 4 * w, 2 * w, z_channels=z_channels, **options),         # 16x16
+            DecoderBlock(2 * w, 2 * w, 2 * w, w, z_channels=0, **options),                             # 32x32
+            DecoderBlock(w, w, w, z_channels=0, **options)])                                           # 64x64
         self.to_pixels = nn.Conv2d(w, 3, 3, padding=1)
 
-    def skips(self, maps: Maps) -> Maps:
-        """The encoder's maps (N, ...) of some frames as `forward` takes them, from 8x8 up: what no step changes."""
-        return [level.from_skip(skip) for level, skip in zip(self.levels, reversed(maps), strict=True)]
+    def convolve_skips(self, maps: Maps) -> Maps:
+        """The encoder's maps (N, ...) as `forward` takes them, from 8x8 up: independent of the time step."""
+        return [block.from_skip(skip) for block, skip in zip(self.blocks, reversed(maps), strict=True)]
 
-    def forward(self, g: torch.Tensor, skips: Maps, condition: torch.Tensor, noise: Maps, seen: Maps | None = None,
-                ) -> tuple[torch.Tensor, Maps]:
-        """Decode the steps of one pass.
+    def forward(self, g: torch.Tensor, skips: Maps, condition: torch.Tensor, noise: Maps,
+                target_maps: Maps | None = None) -> tuple[torch.Tensor, Maps]:
+        """Decode consecutive steps.
 
         Args:
             g: (T, B, g_dim).
-            skips: four maps (T or 1, B, C, H, W) from `skips`; those of one frame stand for all steps.
+            skips: four maps (T or 1, B, C, H, W) from `convolve_skips`; those of one frame serve all steps.
             condition: (T, B, c).
             noise: (T*B, z_channels, H, W) for each latent map, from 8x8 up; none where there are no latent maps.
-            seen: the encoder's four maps (T*B, ...) of the frames to predict, from 64x64 down; with them the latent
-                maps come from the posterior, without from the prior.
+            target_maps: the encoder's four maps (T*B, ...) of the frames to predict, from 64x64 down; with them the
+                latent maps come from the posterior, without them from the prior.
         Returns:
             frames (T*B, 3, 64, 64) in (0, 1), and the KL of each latent map, (T*B, z_channels) in nats.
         """
         condition = condition.flatten(0, 1)
-        features = self.activate(self.from_vector(g.flatten(0, 1)[:, :, None, None]), condition)   # (T*B, 8 w, 4, 4)
+        features = self.activation(self.from_vector(g.flatten(0, 1)[:, :, None, None]), condition)   # (T*B, 8 w, 4, 4)
         kl, flow = [], None
-        for index, (level, skip) in enumerate(zip(self.levels, skips, strict=True)):
-            features, flow = level.merge(features, skip, condition, flow)
-            if level.latent is not None:
-                features, divergence = level.latent(features, noise[index], seen[-1 - index] if seen else None)
+        for index, (block, skip) in enumerate(zip(self.blocks, skips, strict=True)):
+            features, flow = block.fuse_skip(features, skip, condition, flow)
+            if block.latent is not None:
+                target = target_maps[-1 - index] if target_maps else None
+                features, divergence = block.latent(features, noise[index], target)
                 kl.append(divergence)
-            features = level.convolutions(features, condition)
+            features = block.convolutions(features, condition)
         return torch.sigmoid(self.to_pixels(features)), kl

@@ -1,17 +1,17 @@
-"""The conditional VAE for video: what is trained (`elbo_terms`) and what is asked of it (`predict`).
+"""The conditional VAE for video: `elbo_terms` and `negative_elbo` for training, `predict` for testing.
 
     h(t), skips = Enc(x(t))
     z(t)  ~ q(z | x(1..t), c)   = N(mu(t), sigma(t)^2)      posterior LSTM over [h(t), c(t)]
     p(z)                        = N(0, I)                   the prior, or an LSTM over [h(t-1), c(t)]
-    g(t)  = predictor LSTM over [h(t-1), c(t), z(t)]
+    g(t)  = frame-predictor LSTM over [h(t-1), c(t), z(t)]
     x^(t) = Dec(g(t), skips of the last context frame)
 
-(Denton & Fergus 2018, SVG-FP and SVG-LP; the condition after Sohn et al. 2015.) What else can be switched
-on, conditional convolutions, latent maps and aligned skips, lives inside encoder and decoder (`lab5.layers`).
+(Denton & Fergus 2018, SVG-FP and SVG-LP; the condition after Sohn et al. 2015.) The other extras, conditional
+convolutions, latent maps and aligned skips, are parts of encoder and decoder (`lab5.layers`).
 
 Axes: T frames of a window, B sequences, C, H, W; videos are (T, B, C, H, W) in [0, 1], conditions (T, B, D).
-Frames count from 0, so that step t in 1 .. T-1 predicts frame t. The model draws no random numbers: the
-caller brings the noise, and noise of zeros means the mean.
+Frames count from 0, so that step t in 1 .. T-1 predicts frame t. The model draws no random numbers: noise is an
+argument, and noise of zeros gives the mean.
 """
 
 from __future__ import annotations
@@ -25,24 +25,37 @@ from lab5.config import Config
 from lab5.latents import FixedPrior, FramePredictor, GaussianLSTM, gaussian_kl, reparameterize
 from lab5.layers import MAP_SIZES, Decoder, Encoder, Maps
 
+Segment = tuple[int, int, bool]                 # steps start .. stop-1, and whether their previous frames are known
+
 
 @dataclass(frozen=True)
 class ElboTerms:
-    """What a training step needs of a batch; steps are the T-1 predicted frames of the window."""
+    """The terms of the bound for a batch; steps are the T-1 predicted frames of the window."""
 
     predictions: torch.Tensor                   # (T-1, B, C, H, W) in (0, 1)
     mse: torch.Tensor                           # (), squared error, mean over everything
-    kl: torch.Tensor                            # (), nats a frame: sum over all latents, mean over steps and batch
+    kl: torch.Tensor                            # (), nats per frame: sum over all latents, mean over steps and batch
     levels: Maps                                # its parts: of z(t), (T-1, B, z_dim), then maps, (T-1, B, channels)
 
 
-def runs(forced: list[bool], n_past: int) -> list[tuple[int, int, bool]]:
-    """Split the steps 0 .. T-2 (step s goes from frame s to frame s+1) into (start, stop, known) runs.
+@dataclass(frozen=True)
+class _Inputs:
+    """What is computed from the known frames of a batch, T' of them, before any frame is predicted."""
+
+    h: torch.Tensor                             # (T', B, g_dim)
+    maps: Maps                                  # four of the encoder's, (T', B, ...)
+    condition: torch.Tensor                     # (T, B, D), normalised
+    c: torch.Tensor                             # (T-1, B, c), embedded
+    posterior: tuple[torch.Tensor, torch.Tensor]        # mu and logvar (steps, B, z_dim)
+
+
+def teacher_forced_segments(forced: list[bool], n_past: int) -> list[Segment]:
+    """Split the steps 0 .. T-2 (step s goes from frame s to frame s+1) into (start, stop, known) segments.
 
     A step is known if frame s is a context frame or is forced to be the true one. Consecutive known steps
-    form one run, since none depends on a prediction; every other step is a run of its own.
+    form one segment, since none depends on a prediction; every other step is a segment of its own.
     """
-    found: list[tuple[int, int, bool]] = []
+    found: list[Segment] = []
     for step, is_forced in enumerate(forced):
         known = step < n_past or is_forced
         if known and found and found[-1][2]:
@@ -52,36 +65,62 @@ def runs(forced: list[bool], n_past: int) -> list[tuple[int, int, bool]]:
     return found
 
 
-class CVAE(nn.Module):
-    """The conditional VAE. `condition_width` is the number of values in a frame's condition, 0 for action-free."""
+def negative_elbo(config: Config, terms: ElboTerms, kl_weight: float, mse: torch.Tensor | None = None) -> torch.Tensor:
+    """The loss that is minimised: the negative bound, up to scale and constants.
 
-    def __init__(self, config: Config, condition_width: int) -> None:
+    With "mse" it is the pixel-mean squared error + beta * kl_weight * KL: the bound of a decoder whose variance is
+    fixed at beta * D / 2, D being the numbers in a frame. With "calibrated" the variance is the one that
+    maximises the likelihood of the batch, which is the MSE itself (sigma-VAE: Rybkin, Daniilidis & Levine 2021);
+    a frame's negative bound is then D/2 log MSE + KL, and is divided by D to keep gradients in a common range.
+
+    `mse` replaces `terms.mse` where several processes share a batch: the mean over all of them.
+    """
+    mse = terms.mse if mse is None else mse
+    if config.reconstruction == "mse":
+        return mse + config.beta * kl_weight * terms.kl
+    return 0.5 * mse.log() + kl_weight * terms.kl / terms.predictions[0, 0].numel()
+
+
+class CVAE(nn.Module):
+    """The conditional VAE.
+
+    Args:
+        condition_dim: D, the numbers in a frame's condition; 0 for a data set without. A model that is action-free,
+            by this or by its configuration, ignores the conditions that it is given.
+    """
+
+    def __init__(self, config: Config, condition_dim: int) -> None:
         super().__init__()
         self.config = config
-        steps_told = {"none": 0, "previous": 1, "target": 1, "both": 2}[config.condition] if condition_width else 0
-        c_dim = config.condition_dim if steps_told else 0
-        modulated = config.conditional_convolution and steps_told
+        frames_used = {"none": 0, "previous": 1, "target": 1, "both": 2}[config.condition] if condition_dim else 0
+        D, c_dim = (condition_dim, config.condition_dim) if frames_used else (0, 0)
         self.z_channels = config.z_channels if config.hierarchical else 0
-        self.encoder = Encoder(config.width, config.g_dim, condition_width if modulated else 0)
-        self.decoder = Decoder(config.width, config.g_dim, c_dim if modulated else 0, config.aligned, self.z_channels)
-        self.embed_condition = nn.Linear(steps_told * condition_width, c_dim) if steps_told else None
+        convolved = config.conditional_convolution
+        self.encoder = Encoder(config.width, config.g_dim, D if convolved else 0)
+        self.decoder = Decoder(config.width, config.g_dim, c_dim if convolved else 0, config.aligned, self.z_channels)
+        self.embed_condition = nn.Linear(frames_used * D, c_dim) if frames_used else None
         self.posterior = GaussianLSTM(config.g_dim + c_dim, config.z_dim, config.rnn_size, config.posterior_layers)
         self.prior = (GaussianLSTM(config.g_dim + c_dim, config.z_dim, config.rnn_size, config.prior_layers)
                       if config.learned_prior else FixedPrior(config.z_dim))
-        self.predictor = FramePredictor(config.g_dim + c_dim + config.z_dim, config.g_dim, config.rnn_size,
-                                        config.predictor_layers)
-        self.register_buffer("condition_mean", torch.zeros(condition_width))
-        self.register_buffer("condition_std", torch.ones(condition_width))
+        self.frame_predictor = FramePredictor(config.g_dim + c_dim + config.z_dim, config.g_dim, config.rnn_size,
+                                              config.predictor_layers)
+        self.register_buffer("condition_mean", torch.zeros(D))
+        self.register_buffer("condition_std", torch.ones(D))
+
+    @property
+    def condition_dim(self) -> int:
+        """D, the numbers that the model is conditioned on in each frame; 0: action-free."""
+        return len(self.condition_mean)
 
     @property
     def noise_size(self) -> int:
-        """Numbers from N(0, I) that one step of one sequence takes: those of z(t), then of the latent maps."""
+        """Draws from N(0, I) for one step of one sequence: those of z(t), then of the latent maps."""
         return self.config.z_dim + self.z_channels * sum(size * size for size in MAP_SIZES)
 
     def set_condition_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Take over the training split's mean and standard deviation (D,), by which conditions are normalised."""
-        self.condition_mean.copy_(mean)
-        self.condition_std.copy_(std)
+        """Set the training split's mean and standard deviation (D,), by which conditions are normalised."""
+        self.condition_mean.copy_(mean[:self.condition_dim])
+        self.condition_std.copy_(std[:self.condition_dim])
 
     def elbo_terms(self, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor,
                    forced: list[bool]) -> ElboTerms:
@@ -94,11 +133,8 @@ class CVAE(nn.Module):
             forced: T-1 flags; step t is given the true frame t-1 where set, else its own prediction of it.
                 Steps whose previous frame is a context frame are always given the truth.
         """
-        told = (condition - self.condition_mean) / self.condition_std           # (T, B, D)
-        h, maps = self._encode(frames, told)                                    # (T, B, g), maps (T, B, ...)
-        c = self._embed(told)                                                   # (T-1, B, c)
-        mu, logvar, _ = self.posterior(torch.cat([h[1:], c], dim=-1))           # (T-1, B, z) each
-        predictions, levels = self._unroll(h, maps, told, c, (mu, logvar), noise, runs(forced, self.config.n_past))
+        inputs = self._inputs(frames, condition, len(frames))
+        predictions, levels = self._unroll(inputs, noise, teacher_forced_segments(forced, self.config.n_past))
         mse = (predictions - frames[1:]).square().mean()                        # in the frames' precision
         return ElboTerms(predictions, mse, sum(level.sum(dim=-1).mean() for level in levels), levels)
 
@@ -106,88 +142,100 @@ class CVAE(nn.Module):
         """Generate the future: teacher-forcing ratio 0, z from the prior. No future frame is an argument.
 
         Args:
-            context: (n_past, B, C, H, W) in [0, 1], the frames seen.
+            context: (n_past, B, C, H, W) in [0, 1], the given frames.
             condition: (T, B, D) for the context and the future.
             noise: (T-1, B, noise_size): N(0, I) draws for a sample, zeros for the prior's mean.
         Returns:
             (T - n_past, B, C, H, W) in (0, 1).
         Raises:
-            ValueError: more or fewer context frames than n_past.
+            ValueError: the number of context frames is not n_past.
         """
-        seen = self.config.n_past
-        if len(context) != seen:
-            raise ValueError(f"predict was given {len(context)} context frames; the model is made for {seen}")
+        if len(context) != self.config.n_past:
+            raise ValueError(f"predict was given {len(context)} context frames; this model needs {self.config.n_past}")
         return self._generate(context, condition, noise)
 
     def predict_one_step(self, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Each future frame from the true ones before it, z from the prior: generation with teacher forcing.
 
-        To look at how errors pile up without it; as a score it would be another, easier task's. Arguments are those
-        of `predict`, but for the frames (T, B, C, H, W), of which the last is not used.
+        It shows how errors accumulate without; as a score it would be that of an easier task. Arguments are those of
+        `predict`, except for the frames (T, B, C, H, W), of which the last is not used.
         """
         return self._generate(frames, condition, noise)
 
     def _generate(self, known: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Frames from n_past on, z from the prior, each from the frame before it: the known one or the prediction."""
-        seen = self.config.n_past
-        told = (condition - self.condition_mean) / self.condition_std
-        h, maps = self._encode(known, told[:len(known)])
-        c = self._embed(told)
-        mu, logvar, _ = self.posterior(torch.cat([h[1:seen], c[:seen - 1]], dim=-1))    # of the context
-        passes = [(0, seen - 1, True), *((step, step + 1, step < len(known)) for step in range(seen - 1, len(c)))]
-        return self._unroll(h, maps, told, c, (mu, logvar), noise, passes, wanted=seen - 1)[0]
+        """Frames from n_past on, z from the prior, each from the frame before it: known, else the prediction."""
+        n_past = self.config.n_past
+        inputs = self._inputs(known, condition, n_past)
+        segments = [(0, n_past - 1, True), *((step, step + 1, step < len(known))
+                                             for step in range(n_past - 1, len(condition) - 1))]
+        return self._unroll(inputs, noise, segments, first=n_past - 1)[0]
 
-    def _unroll(self, h: torch.Tensor, maps: Maps, told: torch.Tensor, c: torch.Tensor,
-                posterior: tuple[torch.Tensor, torch.Tensor], noise: torch.Tensor,
-                passes: list[tuple[int, int, bool]], wanted: int = 0) -> tuple[torch.Tensor, Maps]:
-        """Run priors, predictor and decoder over all passes of (start, stop, known) steps.
+    def _inputs(self, frames: torch.Tensor, condition: torch.Tensor, n_posterior: int) -> _Inputs:
+        """Encode known frames (T', B, C, H, W); the posterior reads the first `n_posterior` of them."""
+        condition = (condition[..., :self.condition_dim] - self.condition_mean) / self.condition_std
+        h, maps = self._encode(frames, condition[:len(frames)])
+        c = self._embed(condition)
+        mu, logvar, _ = self.posterior(torch.cat([h[1:n_posterior], c[:n_posterior - 1]], dim=-1))
+        return _Inputs(h, maps, condition, c, (mu, logvar))
 
-        Consecutive steps whose previous frames are known depend on no prediction, so they go through in one
-        pass; a step that is fed a prediction goes alone. Teacher forcing throughout is a single pass. z(t) is
-        the posterior's where there is one, else the prior's; frames are decoded from step `wanted` on.
+    def _unroll(self, inputs: _Inputs, noise: torch.Tensor, segments: list[Segment], first: int = 0,
+                ) -> tuple[torch.Tensor, Maps]:
+        """Run prior, frame predictor and decoder over all segments; frames are decoded from step `first` on.
 
-        Returns the frames (T-1 - wanted, B, C, H, W) and the KL of each level (T-1 - wanted, B, units).
+        All steps of a known segment are computed at once; teacher forcing throughout is a single segment. z(t) is
+        the posterior's where there is one, else the prior's.
+
+        Returns the frames (T-1 - first, B, C, H, W) and the KL of each level (T-1 - first, B, units).
         """
         frames, kl, state, prior_state = [], [], None, None
-        last = self.config.n_past - 1 if self.config.skip != "early" else max(self.config.n_past - 2, 0)
-        skips = self._skips(maps if self.config.skip == "latest" else [skip[:last + 1] for skip in maps])
-        held = [skip[-1:] for skip in skips]                                    # of the last context frame
-        for start, stop, known in passes:
-            if known:
-                h_in = h[start:stop]
-            else:
-                h_in, fresh = self._encode(frames[-1][-1:], told[start:stop])
-            inputs = torch.cat([h_in, c[start:stop].to(h_in)], dim=-1)
-            *prior, prior_state = self.prior(inputs, prior_state)
-            has_posterior = stop <= len(posterior[0])
-            q = [parameter[start:stop] for parameter in posterior] if has_posterior else prior
+        skips = self._known_skips(inputs.maps)
+        for start, stop, known in segments:
+            h, maps = (inputs.h[start:stop], None) if known else self._encode(frames[-1][-1:],
+                                                                              inputs.condition[start:stop])
+            c = inputs.c[start:stop]
+            lstm_input = torch.cat([h, c.to(h)], dim=-1)
+            *prior, prior_state = self.prior(lstm_input, prior_state)
+            has_posterior = stop <= len(inputs.posterior[0])
+            q = [parameter[start:stop] for parameter in inputs.posterior] if has_posterior else prior
             vector_noise, map_noise = self._split(noise[start:stop])
             z = reparameterize(*q, vector_noise)                                # (T', B, z)
-            g, state = self.predictor(torch.cat([inputs, z.to(inputs)], dim=-1), state)
-            if stop <= wanted:
+            g, state = self.frame_predictor(torch.cat([lstm_input, z.to(lstm_input)], dim=-1), state)
+            if stop <= first:
                 continue
-            if self.config.skip == "latest":
-                used = [skip[start:stop] for skip in skips] if known else self._skips(fresh)
-            else:
-                used = held if start >= last else [                             # its own newest frame, until then
-                    torch.cat([skip[start:last], newest.expand(stop - last, *newest.shape[1:])])
-                    for skip, newest in zip(skips, held, strict=True)]
-            target = [level[start + 1:stop + 1].flatten(0, 1) for level in maps] if has_posterior else None
-            decoded, levels = self.decoder(g, used, c[start:stop], map_noise, target)
+            target = [level[start + 1:stop + 1].flatten(0, 1) for level in inputs.maps] if has_posterior else None
+            decoded, levels = self.decoder(g, self._skips(skips, maps, start, stop), c, map_noise, target)
             frames.append(decoded.unflatten(0, g.shape[:2]))
             kl.append([gaussian_kl(*q, *prior), *(level.unflatten(0, g.shape[:2]) for level in levels)])
         return torch.cat(frames), [torch.cat(level) for level in zip(*kl, strict=True)]
 
-    def _encode(self, frames: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, Maps]:
-        """frames (T', B, C, H, W) and the frames' own conditions (T', B, D) -> h (T', B, g), maps (T', B, ...)."""
+    @property
+    def _skip_frame(self) -> int:
+        """The context frame whose skips serve all later steps."""
+        return self.config.n_past - 1 if self.config.skip != "early" else max(self.config.n_past - 2, 0)
+
+    def _known_skips(self, maps: Maps) -> Maps:
+        """The convolved skips of all known frames that can be needed, each computed once."""
+        return self._convolved(maps if self.config.skip == "latest" else [skip[:self._skip_frame + 1] for skip in maps])
+
+    def _skips(self, known: Maps, newest: Maps | None, start: int, stop: int) -> Maps:
+        """The convolved skips of a segment; `newest` are the encoder's maps of a predicted frame."""
+        if self.config.skip == "latest":
+            return [skip[start:stop] for skip in known] if newest is None else self._convolved(newest)
+        if start >= self._skip_frame:
+            return [skip[-1:] for skip in known]
+        return [torch.cat([skip[start:self._skip_frame],                        # up to there the newest frame's
+                           skip[-1:].expand(stop - self._skip_frame, *skip.shape[1:])]) for skip in known]
+
+    def _encode(self, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, Maps]:
+        """frames (T', B, C, H, W) and their own normalised conditions (T', B, D) -> h (T', B, g), maps (T', B, ...)."""
         T, B = frames.shape[:2]
-        h, maps = self.encoder(frames.flatten(0, 1), told.flatten(0, 1))
+        h, maps = self.encoder(frames.flatten(0, 1), condition.flatten(0, 1))
         return h.unflatten(0, (T, B)), [level.unflatten(0, (T, B)) for level in maps]
 
-    def _skips(self, maps: Maps) -> Maps:
+    def _convolved(self, maps: Maps) -> Maps:
         """The encoder's maps (T', B, ...) as the decoder takes them, from 8x8 up."""
         lead = maps[0].shape[:2]
-        return [skip.unflatten(0, lead) for skip in self.decoder.skips([level.flatten(0, 1) for level in maps])]
+        return [skip.unflatten(0, lead) for skip in self.decoder.convolve_skips([m.flatten(0, 1) for m in maps])]
 
     def _split(self, noise: torch.Tensor) -> tuple[torch.Tensor, Maps]:
         """Noise (T', B, noise_size) of z(t), (T', B, z_dim), and of the latent maps, (T'*B, channels, H, W)."""
@@ -196,10 +244,10 @@ class CVAE(nn.Module):
         parts = rest.split([self.z_channels * size * size for size in sizes], dim=-1)
         return vector, [part.unflatten(-1, (-1, size, size)) for part, size in zip(parts, sizes, strict=True)]
 
-    def _embed(self, told: torch.Tensor) -> torch.Tensor:
-        """What step t is told, embedded: normalised conditions (T, B, D) -> (T-1, B, c)."""
+    def _embed(self, condition: torch.Tensor) -> torch.Tensor:
+        """Normalised conditions (T, B, D) -> the embedded condition of each step (T-1, B, c)."""
         if self.embed_condition is None:
-            return told.new_zeros(len(told) - 1, told.shape[1], 0)
-        previous, target = told[:-1], told[1:]
+            return condition.new_zeros(len(condition) - 1, condition.shape[1], 0)
+        previous, target = condition[:-1], condition[1:]
         steps = {"previous": [previous], "target": [target], "both": [previous, target]}[self.config.condition]
         return self.embed_condition(torch.cat(steps, dim=-1))
