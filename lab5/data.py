@@ -1,8 +1,8 @@
 """The data: packs, the windows cut from them, and the batches.
 
 A pack is a split decoded once into two arrays, ``packed/<split>/{frames,conditions}.npy``, that are memory mapped: a set
-larger than memory is read page by page. Every foreign layout (`lab5.formats`) fills packs through `write_pack`. Axes on
-disk are (N, T, H, W, C) for N sequences of T frames; a batch has the model's order, (T, B, C, H, W).
+larger than memory is read page by page. `lab5.formats` writes packs, from the lab's tree or other layouts. Axes on disk are
+(N, T, H, W, C) for N sequences of T frames; a batch has the model's order, (T, B, C, H, W).
 """
 
 from __future__ import annotations
@@ -10,33 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from lab5.config import Config
 
 SPLITS = ("train", "validate", "test")
 FRAME_SIZE = 64                                 # pixels, height and width
-TABLES = {"actions.csv": 4, "endeffector_positions.csv": 3}     # columns of each; side by side they are a condition
-SIMULATION = "simulation.json"                  # in processed_data, written by the simulator
 FORMAT = 5                                      # of the pack
 LEAST_STD = 1e-3                                # a column that varies less counts as constant
-BLOCK, READERS = 256, min(8, os.cpu_count() or 1)       # sequences that are read ahead, and threads that read them
-
-Arrays = tuple[np.ndarray, np.ndarray]          # frames (T, 64, 64, 3) uint8, conditions (T, D) float32
 
 
 class DataError(ValueError):
@@ -99,97 +88,10 @@ def open_pack(root: str | Path, split: str) -> Pack:
     return _open(folder)
 
 
-def write_pack(root: Path, split: str, names: list[str], read: Callable[[str], Arrays], *, length: int,
-               condition_dim: int, simulated: bool = False, progress: bool = True, regenerate: bool = True) -> None:
-    """Write ``root/packed/split`` under another name and rename it when it is whole.
-
-    All that a pack is goes in here, hence the number of arguments.
-
-    Args:
-        names: the sequences, in order.
-        read: called with a name, by several threads; returns its frames and conditions.
-        length, condition_dim: T and D of every sequence.
-        regenerate: whether a pack that is there is replaced.
-    Raises:
-        DataError: what `read` raises; too little space on the disk; a folder that cannot be written.
-    """
-    folder = root / "packed"
-    aside, shape = folder / f".{split}.tmp", (len(names), length)
-    shapes = {"frames": ("|u1", (*shape, FRAME_SIZE, FRAME_SIZE, 3)), "conditions": ("<f4", (*shape, condition_dim))}
-    needed = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for kind, shape in shapes.values())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(folder).free) < needed:
-            raise DataError(f"{folder}: packing {split} needs {needed / 1e9:.3f} GB, but {free / 1e9:.3f} GB are free. "
-                            "Free some space, or link this folder to a larger disk")
-        with FileLock(folder / f"{split}.lock"):                # of several processes one packs, the others wait
-            if (folder / split).is_dir() and not regenerate:
-                return
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            shas = _write_arrays(aside, shapes, in_order(read, names, f"packing {split}", progress))
-            record = {"format": FORMAT, "simulated": simulated, **shas, "names": names}
-            (aside / "pack.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-            shutil.rmtree(folder / split, ignore_errors=True)
-            os.replace(aside, folder / split)
-    except OSError as error:
-        raise DataError(f"{folder}: packing {split} failed ({error.strerror or error}). Free some space or make the "
-                        "folder writable. If nothing can be written beside the data, link processed_data into a "
-                        "folder of your own and name that") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_arrays(folder: Path, shapes: dict[str, tuple[str, tuple[int, ...]]], rows: Iterator[Arrays],
-                  ) -> dict[str, str]:
-    """Write rows one after another into .npy files (a memory map would kill the process on a full disk); SHA-256s."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(open(folder / f"{name}.npy", "wb+")) for name in shapes]
-        for file, (kind, shape) in zip(files, shapes.values(), strict=True):
-            np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
-        for row in rows:
-            for file, array in zip(files, row, strict=True):
-                file.write(np.ascontiguousarray(array).tobytes())
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-    return {f"{name}_sha256": file_sha(folder / f"{name}.npy") for name in shapes}
-
-
 def file_sha(path: Path) -> str:
     """The SHA-256 of a file, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def in_order(task: Callable, items: Sequence, title: str, progress: bool) -> Iterator:
-    """Apply a task to every item, by a pool of threads; yields the results in order, under a progress bar."""
-    with (ThreadPoolExecutor(READERS) as pool,
-          tqdm(total=len(items), desc=title, unit="seq", disable=not progress) as bar):
-        for start in range(0, len(items), BLOCK):
-            for result in pool.map(task, items[start:start + BLOCK]):
-                yield result
-                bar.update()
-
-
-def write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray, number: str = "%.9g") -> None:
-    """Write a sequence of the tree under another name, then rename it, so that a folder of its name is whole.
-
-    Args:
-        frames: (T, 64, 64, 3) uint8.
-        conditions: (T, 7), or (T, 0) for no tables.
-        number: format of the tables' numbers.
-    """
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)                    # left by a killed call
-    aside.mkdir(parents=True)
-    for t, frame in enumerate(frames):
-        Image.fromarray(frame).save(aside / f"{t}.png", compress_level=1)
-    if conditions.shape[1]:
-        ends = np.cumsum(list(TABLES.values()))[:-1]
-        for table, columns in zip(TABLES, np.split(conditions, ends, axis=1), strict=True):
-            np.savetxt(aside / table, columns, fmt=number, delimiter=",")
-    os.replace(aside, folder)
 
 
 # Batches -------------------------------------------------------------------------------------------------

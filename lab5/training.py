@@ -15,8 +15,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,14 +42,13 @@ from lab5.model import CVAE, negative_elbo
 Record = dict[str, Any]
 OnEpoch = Callable[[list[Record], CVAE], bool | None]
 
-LARGEST_FALL = 6.0                              # dB below the best validation at which a run has diverged
 LARGEST_KL = 1e4                                # nats per frame; a model that learns has tens or hundreds
 SAVE_EVERY = 600.0                              # seconds between two checkpoints within an epoch
-AGREE_EVERY = 10                                # steps after which several processes ask each other whether to stop
+NUMBERS = "loss mse kl kl_weight teacher_forcing lr seconds sequences_per_second".split()        # of every epoch
 
 
 class Diverged(RuntimeError):
-    """Training no longer improves. The best weights are kept, and the message says how to continue from them."""
+    """The loss is not a number, or the KL explodes. The message says how to continue from the best weights."""
 
 
 class RunLocked(RuntimeError):
@@ -72,7 +69,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
     Raises:
         ValueError: the folder holds a run with other settings, or the packs do not fit the model.
         RunLocked: another process trains in this folder.
-        Diverged: the loss became NaN or infinite, the KL exploded, or the validation PSNR fell far below its best.
+        Diverged: the loss became NaN or infinite, or the KL exploded.
     """
     run, first = Path(run), _join() == 0
     for pack in (train_pack, validate_pack):
@@ -89,7 +86,6 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
                 trainer.train_epoch(loader, bar)
                 trainer.finish_epoch(validate_pack)
                 stop = first and on_epoch and on_epoch(trainer.history, trainer.model)
-                _refuse_divergence(trainer.history, config, run)
                 if _largest(float(bool(stop)), trainer.device):
                     break
         return trainer.history
@@ -154,7 +150,6 @@ class Trainer:
         self.objective = Objective(self.model)
         if dist.is_initialized():
             self.objective = DistributedDataParallel(self.objective)
-        _refuse_divergence(self.history, config, run)
 
     def _empty_meter(self) -> EpochMeter:
         return EpochMeter(0, torch.zeros(3, device=self.device), np.zeros(3), 0.0)
@@ -179,9 +174,11 @@ class Trainer:
         """The current epoch's record. Raises Diverged where its loss or KL is out of bounds, before that is saved."""
         record = self.meter.record(len(self.history) + 1, self.config.batch_size)
         if not np.isfinite(record["loss"]) or record["kl"] > LARGEST_KL:
+            lower = self.config.lr / 2
             raise Diverged(f"epoch {record['epoch']}: loss {record['loss']:.4g}, MSE {record['mse']:.4g}, KL "
-                           f"{record['kl']:.4g} nats per frame: the training has diverged; earlier checkpoints are "
-                           f"kept. {_way_out(self.config, self.run)}")
+                           f"{record['kl']:.4g} nats per frame: the training has diverged; earlier checkpoints are kept. "
+                           f"Continue from the best weights at half the learning rate: `lab5 train --from {self.run} "
+                           f"--run {self.run}-lr{lower:g} --set lr={lower:g}`, or start again with that --set")
         return record
 
     def save(self) -> None:
@@ -204,26 +201,17 @@ class Trainer:
                 self._step(next(loader))
                 self.meter.seconds += time.perf_counter() - started
                 bar.update()
-                if dist.is_initialized() and self.meter.steps % AGREE_EVERY and self.meter.steps < planned:
-                    continue
                 stop_requested = max([*arrived, float(time.monotonic() - self.saved > SAVE_EVERY)])
                 stop_requested = int(_largest(stop_requested, self.device))     # 0: no, 1: save, more: a signal's number
                 if stop_requested:
                     self.save()
                 if stop_requested > 1:
-                    arrived[:] = [stop_requested]
-                    self._say_stopped()
+                    arrived[:] = [stop_requested]               # all processes end at the same step
                     break
         started = time.perf_counter()
         record = self._record()                                 # waits for a GPU's last steps
         self.meter.seconds += time.perf_counter() - started
         bar.set_postfix(epoch=record["epoch"], mse=f"{record['mse']:.4f}", kl=f"{record['kl']:.2f}")
-
-    def _say_stopped(self) -> None:
-        if _rank() == 0:
-            with suppress(OSError):                             # the terminal may be gone
-                print(f"\nstopped in epoch {len(self.history) + 1}, after {self.meter.steps} of its "
-                      f"{self.config.batches_per_epoch} steps, and saved in {self.run}", file=sys.stderr)
 
     def _step(self, batch: Batch) -> None:
         config, step = self.config, self.position
@@ -288,18 +276,17 @@ def _draws(config: Config, step: int, ratio: float, noise_size: int) -> tuple[to
 def _deferred_signals() -> Iterator[list[int]]:
     """Hold Ctrl-C and SIGTERM back until the block ends; yields the list of those that arrived. A second acts at once."""
     arrived: list[int] = []
-    before: dict[int, Any] = {}
 
     def hold(number: int, frame: object) -> None:
         arrived.append(number)
         signal.signal(number, before[number])
 
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)
-                  if signal.getsignal(number) is not signal.SIG_IGN}
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: handler for number in (signal.SIGINT, signal.SIGTERM)
+              if main and (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)}
+    try:
         for number in before:
             signal.signal(number, hold)
-    try:
         yield arrived
     finally:
         for number, handler in before.items():
@@ -345,17 +332,13 @@ def write_or_match_config(run: Path, config: Config) -> None:
 def read_history(run: Path) -> list[Record]:
     """The epochs' records, oldest first; an empty list where nothing was trained. Raises ValueError naming the line."""
     path = Path(run) / "history.jsonl"
-    if not path.exists():
-        return []
-    records, numbers = [], "loss mse kl kl_weight teacher_forcing lr seconds sequences_per_second".split()
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    records: list[Record] = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         try:
             record = dict(json.loads(line))
-            scored = ["psnr"] if record["psnr"] is not None else []             # null where nothing was validated
-            if wrong := [name for name in numbers + scored if type(record[name]) not in (int, float)]:
-                raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}, expected a number")
-            if record["epoch"] != number:
-                raise ValueError(f"epoch is {record['epoch']!r}")
+            values = {name: float(record[name]) for name in NUMBERS}            # null only where nothing was validated
+            if record["epoch"] != number or not isinstance(record["psnr"], float | None):
+                raise ValueError(f"found {values} of epoch {record['epoch']!r}, PSNR {record['psnr']!r}")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not the record of epoch {number} ({type(error).__name__}: "
                              f"{error}). Restore the file, or delete the run folder to start again") from error
@@ -366,24 +349,6 @@ def read_history(run: Path) -> list[Record]:
 def write_history(run: Path, history: list[Record]) -> None:
     """Replace ``history.jsonl``."""
     write_text(run / "history.jsonl", "".join(json.dumps(record) + "\n" for record in history))
-
-
-def _refuse_divergence(history: list[Record], config: Config, run: Path) -> None:
-    """Raise Diverged where the newest validation is far below the best: such a run does not recover by itself."""
-    scored = [(record["psnr"], record["epoch"]) for record in history if record["psnr"] is not None]
-    if scored and not scored[-1][0] >= max(scored)[0] - LARGEST_FALL:          # NaN is not either
-        (last, epoch), (best, then) = scored[-1], max(scored)
-        raise Diverged(f"epoch {epoch}: validation PSNR fell to {last:.1f} dB from {best:.1f} dB after epoch {then}. "
-                       "This often happens as teacher forcing decays and the model depends on its own predictions, at "
-                       f"too high a learning rate. The weights of epoch {then} are kept. {_way_out(config, run)}")
-
-
-def _way_out(config: Config, run: Path) -> str:
-    lower = config.lr / 2
-    if not (run / "best.safetensors").exists():
-        return f"There was no validation before it: start in a new run folder with --set lr={lower:g}"
-    return ("Continue from the best weights at half the learning rate:\n"
-            f"  lab5 train --from {run} --run {run}-lr{lower:g} --set lr={lower:g}")
 
 
 def init_from(source: Path, run: Path, **changes: Any) -> Config:
@@ -456,28 +421,3 @@ def _largest(number: float, device: torch.device) -> float:
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return value.item()
 
-
-def launch(processes: int, arguments: list[str]) -> None:
-    """Run `lab5` with these arguments in several processes on this host, and wait for them.
-
-    Raises RuntimeError where one of them failed or was killed; the others are then stopped too. Ctrl-C and SIGTERM
-    reach them, and raise KeyboardInterrupt here when they have saved and ended.
-    """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-               "-m", "--", "lab5.cli", *arguments]
-    received: list[int] = []
-    with subprocess.Popen(command) as job:
-        def forward(number: int, frame: object) -> None:
-            received.append(number)
-            if number == signal.SIGTERM:                        # a terminal sends Ctrl-C to every process itself
-                job.terminate()
-
-        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-        status = job.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        raise KeyboardInterrupt
-    if status:
-        raise RuntimeError(f"one of the {processes} processes failed (see above), so all were stopped. The same "
-                           "command resumes from the last checkpoint, with any number of processes")

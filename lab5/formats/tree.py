@@ -1,4 +1,4 @@
-"""The lab's tree of PNGs, and SVG's, as a source of packs.
+"""The lab's tree of PNGs, and SVG's: read, written, packed and checked.
 
     processed_data/<split>/traj_A_to_B.tfrecords/N/{0..29}.png, actions.csv, endeffector_positions.csv
 
@@ -11,17 +11,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision.io import ImageReadMode, decode_png, read_file
 
-from lab5.data import (FRAME_SIZE, SIMULATION, SPLITS, TABLES, Arrays, DataError, Pack, file_sha, home, in_order,
-                       open_pack, write_pack)
+from lab5.data import FRAME_SIZE, SPLITS, DataError, Pack, file_sha, home, open_pack
+from lab5.formats.packing import Arrays, in_order, write_pack
 
+TABLES = {"actions.csv": 4, "endeffector_positions.csv": 3}     # columns of each; side by side they are a condition
+SIMULATION = "simulation.json"                  # in processed_data, written by the simulator
 VALIDATION_SHARD = "traj_256_to_511"            # of Berkeley's training files, the lab's validation split
 NAME = re.compile(r"traj_([0-9]+)_to_([0-9]+)(?:\.tfrecords)?/([0-9]+)")        # of a sequence
 
@@ -130,6 +134,26 @@ def _read_table(path: Path, rows: int, columns: int) -> np.ndarray:
         raise DataError(f"{path}: expected {rows} rows of {columns} finite numbers, one row per frame, no header "
                         f"({error}). Extract it again or remove its sequence") from error
     return table
+
+
+def write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray, number: str = "%.9g") -> None:
+    """Write a sequence of the tree under another name, then rename it, so that a folder of its name is whole.
+
+    Args:
+        frames: (T, 64, 64, 3) uint8.
+        conditions: (T, 7), or (T, 0) for no tables.
+        number: format of the tables' numbers.
+    """
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)                    # left by a killed call
+    aside.mkdir(parents=True)
+    for t, frame in enumerate(frames):
+        Image.fromarray(frame).save(aside / f"{t}.png", compress_level=1)
+    if conditions.shape[1]:
+        ends = np.cumsum(list(TABLES.values()))[:-1]
+        for table, columns in zip(TABLES, np.split(conditions, ends, axis=1), strict=True):
+            np.savetxt(aside / table, columns, fmt=number, delimiter=",")
+    os.replace(aside, folder)
 
 
 def open_or_pack(root: str | Path, split: str, progress: bool = True) -> Pack:
