@@ -85,7 +85,7 @@ class Cells(nn.Module):
 
 
 class Reference(nn.Module):
-    """The assignment's CVAE for `Config`s without extras, told both steps' conditions."""
+    """The assignment's CVAE for `Config`s without extras, conditioned on both steps' conditions."""
 
     def __init__(self, config: Config, condition_width: int = 7) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Reference(nn.Module):
 
     def forward(self, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, forced: list[bool],
                 ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean squared error and the KL in nats a frame; arguments as `CVAE.elbo_terms` has them."""
+        """The mean squared error and the KL in nats per frame; arguments as `CVAE.elbo_terms` has them."""
         self.posterior.reset()
         self.predictor.reset()
         condition = (condition - self.condition_mean) / self.condition_std
@@ -162,16 +162,16 @@ class Reference(nn.Module):
         yield from same(self.encoder.last[0], model.encoder.to_vector[0])
         yield from same(self.encoder.last[1], model.encoder.to_vector[1])
         yield from same(self.decoder.first[0], model.decoder.from_vector)
-        yield from same(self.decoder.first[1], model.decoder.activate.norm)
-        for mine, theirs in zip(self.decoder.stages, model.decoder.levels, strict=True):
+        yield from same(self.decoder.first[1], model.decoder.activation.norm)
+        for mine, theirs in zip(self.decoder.stages, model.decoder.blocks, strict=True):
             halves = [theirs.from_above.weight, theirs.from_skip.weight]
             yield mine[0][0].weight, torch.cat([half.grad if gradients else half for half in halves], dim=1)
-            yield from same(mine[0][1], theirs.activate.norm)
+            yield from same(mine[0][1], theirs.activation.norm)
             yield from blocks(mine[1:], theirs.convolutions.convolutions, theirs.convolutions.activations)
         yield from same(self.decoder.last, model.decoder.to_pixels)
         yield from same(self.condition, model.embed_condition)
         yield from recurrent(self.posterior, model.posterior)
         yield from same(self.mu, model.posterior.to_mu)
         yield from same(self.logvar, model.posterior.to_logvar)
-        yield from recurrent(self.predictor, model.predictor)
-        yield from same(self.to_g[0], model.predictor.to_g[0])
+        yield from recurrent(self.predictor, model.frame_predictor)
+        yield from same(self.to_g[0], model.frame_predictor.to_g[0])

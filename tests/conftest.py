@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from lab5.config import preset
-from lab5.data import open_pack
+from lab5.formats.tree import open_or_pack
 from lab5.model import CVAE
-from lab5.simulator import simulate
+from lab5.robot.simulator import simulate
 
 BAIR_SAMPLE = Path(os.environ.get("LAB5_BAIR_SAMPLE", Path(__file__).parents[2] / "shared" / "bair_sample"))
 
@@ -32,7 +32,7 @@ def tiny_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_packs(tiny_root):
-    return {split: open_pack(tiny_root, split, progress=False) for split in ("train", "validate", "test")}
+    return {split: open_or_pack(tiny_root, split, progress=False) for split in ("train", "validate", "test")}
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from test_metrics import lab_psnr
 
 from lab5.config import preset
 from lab5.data import Windows, to_video
-from lab5.evaluation import Evaluation, evaluate, predict, prior_noise
+from lab5.evaluation import Evaluation, evaluate, latent_usage, predict, prior_noise
+from lab5.formats.tree import open_or_pack
 
 CONFIG = preset("smoke", precision="float32", best_of=3)
 
@@ -36,7 +37,7 @@ def test_the_graded_number_is_the_labs_loop_over_the_whole_split(model, tiny_pac
     noise = prior_noise(len(pack), CONFIG.length - 1, model.noise_size, seed=1)
     prediction = predict(model, batch.frames, batch.condition, noise, "float32")
     truth = to_video(batch.frames)[CONFIG.n_past:]
-    assert scores.average("sampled")[0] == pytest.approx(lab_psnr(prediction, truth), abs=1e-3)
+    assert scores.average("prior_sample")[0] == pytest.approx(lab_psnr(prediction, truth), abs=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -51,9 +52,9 @@ def test_batches_change_nothing_and_a_small_last_one_counts_no_more(batch_size, 
 
 def test_the_same_seed_gives_the_same_scores_and_another_does_not(model, tiny_packs, scores):
     again, other = scored(model, tiny_packs["test"]), scored(model, tiny_packs["test"], seed=2)
-    assert np.array_equal(again.psnr["sampled"], scores.psnr["sampled"])
-    assert not np.array_equal(other.psnr["sampled"], scores.psnr["sampled"])
-    assert np.array_equal(other.psnr["mean"], scores.psnr["mean"])          # no chance in it
+    assert np.array_equal(again.psnr["prior_sample"], scores.psnr["prior_sample"])
+    assert not np.array_equal(other.psnr["prior_sample"], scores.psnr["prior_sample"])
+    assert np.array_equal(other.psnr["prior_mean"], scores.psnr["prior_mean"])          # no chance in it
 
 
 def test_the_baselines_hold_and_copy_true_frames(tiny_packs, scores):
@@ -62,27 +63,27 @@ def test_the_baselines_hold_and_copy_true_frames(tiny_packs, scores):
     def db(a, b):
         return (-10 * np.log10(((a - b) ** 2).mean(axis=(2, 3)))).mean(axis=-1)                     # (N, T')
 
-    np.testing.assert_allclose(scores.psnr["hold"], db(frames[:, 1:2], frames[:, 2:]), atol=1e-3)
-    np.testing.assert_allclose(scores.psnr["copy"], db(frames[:, 1:-1], frames[:, 2:]), atol=1e-3)
+    np.testing.assert_allclose(scores.psnr["repeat_last"], db(frames[:, 1:2], frames[:, 2:]), atol=1e-3)
+    np.testing.assert_allclose(scores.psnr["copy_previous"], db(frames[:, 1:-1], frames[:, 2:]), atol=1e-3)
 
 
 def test_the_best_sample_is_a_whole_sequence_and_at_least_the_first(model, tiny_packs, scores):
-    best, sampled = scores.psnr["best"], scores.psnr["sampled"]
+    best, sampled = scores.psnr["best_of_n"], scores.psnr["prior_sample"]
     assert (best.mean(1) >= sampled.mean(1)).all()
-    samples = [scored(model, tiny_packs["test"], protocols=("best",), best_of=n).psnr["best"] for n in (1, 2, 3)]
+    samples = [scored(model, tiny_packs["test"], protocols=("best_of_n",), best_of=n).psnr["best_of_n"] for n in (1, 2, 3)]
     assert np.array_equal(samples[0], sampled) and np.array_equal(samples[2], best)
     assert (np.diff([s.mean() for s in samples]) >= 0).all()
 
 
 def test_only_as_many_sequences_as_asked_for(model, tiny_packs, scores):
-    few = scored(model, tiny_packs["test"], protocols=("sampled",), limit=3)
+    few = scored(model, tiny_packs["test"], protocols=("prior_sample",), limit=3)
     assert few.names == scores.names[:3]
-    np.testing.assert_allclose(few.psnr["sampled"], scores.psnr["sampled"][:3], atol=1e-3)
+    np.testing.assert_allclose(few.psnr["prior_sample"], scores.psnr["prior_sample"][:3], atol=1e-3)
 
 
 def test_the_interval_is_that_of_the_mean_over_sequences():
     values = np.random.default_rng(0).normal(20, 2, (50, 10))
-    mean, half = Evaluation({"sampled": values}, {"sampled": values}, [], {}).average("sampled")
+    mean, half = Evaluation({"prior_sample": values}, {"prior_sample": values}, [], {}).average("prior_sample")
     per_sequence = values.mean(axis=1)
     assert mean == pytest.approx(values.mean())
     assert half == pytest.approx(1.96 * per_sequence.std(ddof=1) / 50 ** 0.5)
@@ -91,14 +92,14 @@ def test_the_interval_is_that_of_the_mean_over_sequences():
 def test_scoring_leaves_the_model_in_training_as_it_was(tiny_packs):
     model = seeded_model(CONFIG).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    scored(model, tiny_packs["test"], protocols=("sampled",))
+    scored(model, tiny_packs["test"], protocols=("prior_sample",))
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_an_unknown_protocol_is_refused(model, tiny_packs):
-    with pytest.raises(ValueError, match="unknown protocol lucky; the protocols are sampled, mean, best"):
-        scored(model, tiny_packs["test"], protocols=("sampled", "lucky"))
+    with pytest.raises(ValueError, match="unknown protocol lucky; the protocols are prior_sample, prior_mean, best_of_n"):
+        scored(model, tiny_packs["test"], protocols=("prior_sample", "lucky"))
 
 
 def test_what_is_saved_is_what_was_scored(scores, tmp_path):
@@ -109,11 +110,11 @@ def test_what_is_saved_is_what_was_scored(scores, tmp_path):
         assert np.array_equal(loaded.psnr[protocol], values)
         assert np.array_equal(loaded.ssim[protocol], scores.ssim[protocol])
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["psnr"]["sampled"]["mean"] == scores.average("sampled")[0] and summary["sequences"] == 4
+    assert summary["psnr"]["prior_sample"]["mean"] == scores.average("prior_sample")[0] and summary["sequences"] == 4
     with open(tmp_path / "per_sequence.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["sequence"] for row in rows] == scores.names
-    assert float(rows[2]["psnr_sampled"]) == pytest.approx(scores.psnr["sampled"][2].mean(), abs=1e-4)
+    assert float(rows[2]["psnr_prior_sample"]) == pytest.approx(scores.psnr["prior_sample"][2].mean(), abs=1e-4)
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn"])
@@ -127,22 +128,18 @@ def test_a_damaged_table_is_named(damage, scores, tmp_path):
 
 def test_the_real_sequence_is_scored_like_any_other(model, bair_root, tmp_path):
     """The first test sequence of BAIR: holding the last context frame scores what real data scores, 11 to 22 dB."""
-    from lab5.data import open_pack
-
     (tmp_path / "processed_data").symlink_to(bair_root / "processed_data")
-    scores = scored(model, open_pack(tmp_path, "test", progress=False))
+    scores = scored(model, open_or_pack(tmp_path, "test", progress=False))
     assert not scores.facts["simulated"]
-    assert 11 < scores.average("hold")[0] < 22 and scores.average("copy")[0] > scores.average("hold")[0]
+    assert 11 < scores.average("repeat_last")[0] < min(22, scores.average("copy_previous")[0])
 
 
 def test_the_diagnosis_adds_up_to_the_kl_of_training(model, tiny_packs):
-    from lab5.evaluation import diagnose
-
     pack = tiny_packs["test"]
-    found = diagnose(model, pack, precision="float32", batch_size=3)
+    found = latent_usage(model, pack, precision="float32", batch_size=3)
     batch = Windows(pack, CONFIG.length).__getitems__(list(range(len(pack))))
     noise = prior_noise(len(pack), CONFIG.length - 1, model.noise_size, seed=1)
     terms = model.elbo_terms(to_video(batch.frames), batch.condition, noise, [False] * (CONFIG.length - 1))
     assert sum(level.sum() for level in found.kl) == pytest.approx(terms.kl.item(), rel=1e-4)
     assert found.active == [int((found.kl[0] > 0.01).sum())]
-    np.testing.assert_allclose(found.psnr_prior, scored(model, pack).psnr["sampled"].mean(axis=1), atol=1e-3)
+    np.testing.assert_allclose(found.psnr_prior, scored(model, pack).psnr["prior_sample"].mean(axis=1), atol=1e-3)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from lab5 import checkpoint
 from lab5.config import preset
 from lab5.latents import FixedPrior, LatentMap, gaussian_kl
-from lab5.layers import Aligner, Modulation, warp
-from lab5.model import CVAE
+from lab5.layers import Aligner, ConditionalConvolution, warp
+from lab5.model import CVAE, ElboTerms, negative_elbo
 
 EXTRAS = ("learned_prior", "conditional_convolution", "hierarchical", "aligned")
 COMBINATIONS = [dict(zip(EXTRAS, switches, strict=True)) for switches in itertools.product([False, True], repeat=4)]
@@ -22,24 +22,24 @@ ALL = dict.fromkeys(EXTRAS, True)
 
 # ---- conditional convolution ----
 
-def test_modulation_is_the_papers_formula_channel_by_channel():
+def test_conditional_is_the_papers_formula_channel_by_channel():
     """softplus(u_k . c) * conv_k(x) + v_k . c, written out."""
     torch.manual_seed(0)
-    modulation = Modulation(5, 3)
-    for parameter in modulation.parameters():
+    conditional = ConditionalConvolution(5, 3)
+    for parameter in conditional.parameters():
         torch.nn.init.normal_(parameter).requires_grad_(False)
     features, condition = torch.randn(4, 3, 6, 6), torch.randn(4, 5)
-    result = modulation(features, condition)
+    result = conditional(features, condition)
     for n in range(4):
         for k in range(3):
-            u, v = modulation.scale.weight[k], modulation.shift.weight[k]
-            scale = math.log1p(math.exp(float(u @ condition[n] + modulation.scale.bias[k])))
+            u, v = conditional.scale.weight[k], conditional.shift.weight[k]
+            scale = math.log1p(math.exp(float(u @ condition[n] + conditional.scale.bias[k])))
             assert torch.allclose(result[n, k], scale * features[n, k] + float(v @ condition[n]), atol=1e-5)
 
 
-def test_modulation_starts_as_the_identity():
+def test_conditional_starts_as_the_identity():
     features, condition = torch.randn(4, 3, 6, 6), torch.randn(4, 5)
-    assert torch.allclose(Modulation(5, 3)(features, condition), features, atol=1e-6)
+    assert torch.allclose(ConditionalConvolution(5, 3)(features, condition), features, atol=1e-6)
 
 
 # ---- aligned skips ----
@@ -84,11 +84,11 @@ def test_a_latent_maps_kl_is_what_monte_carlo_says():
     level = LatentMap(4, 3, 2).double()
     for network in (level.prior, level.posterior):
         torch.nn.init.normal_(network.weight, std=0.15)
-    features, seen = torch.randn(1, 4, 4, 4).double(), torch.randn(1, 3, 4, 4).double()
-    q = level.posterior(torch.cat([features, seen], dim=1)).chunk(2, dim=1)
+    features, target = torch.randn(1, 4, 4, 4).double(), torch.randn(1, 3, 4, 4).double()
+    q = level.posterior(torch.cat([features, target], dim=1)).chunk(2, dim=1)
     p = level.prior(features).chunk(2, dim=1)
     posterior, prior = (Independent(Normal(mu, (0.5 * logvar).exp()), 3) for mu, logvar in (q, p))
-    _, kl = level(features, torch.zeros(1, 2, 4, 4).double(), seen)
+    _, kl = level(features, torch.zeros(1, 2, 4, 4).double(), target)
     z = posterior.sample((20_000,))
     samples = posterior.log_prob(z) - prior.log_prob(z)
     error = samples.std() / math.sqrt(len(samples))
@@ -129,7 +129,7 @@ def test_a_learned_prior_is_what_the_kl_is_measured_against():
 # ---- all together ----
 
 @pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda s: "+".join(k for k, on in s.items() if on) or "plain")
-@pytest.mark.parametrize("width", [7, 0], ids=["told", "action-free"])
+@pytest.mark.parametrize("width", [7, 0], ids=["conditioned", "action-free"])
 def test_every_combination_trains_predicts_and_reloads(switches, width, tmp_path):
     config = preset("smoke", **switches)
     torch.manual_seed(0)
@@ -172,7 +172,7 @@ def test_with_all_of_them_the_parallel_pass_is_the_frame_by_frame_loop(pattern, 
               "mixed": [step % 3 != 0 for step in range(steps)]}[pattern]
     with torch.no_grad():
         terms = model.elbo_terms(frames, condition, noise, forced)
-        monkeypatch.setattr(model_module, "runs", lambda forced, n_past: [
+        monkeypatch.setattr(model_module, "teacher_forced_segments", lambda forced, n_past: [
             (step, step + 1, step < n_past or is_forced) for step, is_forced in enumerate(forced)])
         plain = model.elbo_terms(frames, condition, noise, forced)
     assert terms.kl.item() == pytest.approx(plain.kl.item(), rel=1e-11)
@@ -183,20 +183,17 @@ def test_with_all_of_them_the_parallel_pass_is_the_frame_by_frame_loop(pattern, 
 
 def test_the_calibrated_loss_is_the_bound_at_the_best_variance():
     """D/2 log MSE + KL, over D, is the negative ELBO of a Gaussian decoder at its best variance, up to a constant."""
-    from lab5.model import ElboTerms
-    from lab5.training import objective
-
     torch.manual_seed(0)
     truth, predictions = torch.rand(11, 2, 3, 64, 64).double(), torch.rand(11, 2, 3, 64, 64).double()
     kl = torch.tensor(37.0).double()
     D = 3 * 64 * 64
 
-    def negative_bound(variance):                               # nats a frame
+    def negative_bound(variance):                               # nats per frame
         log_p = Normal(predictions, math.sqrt(variance)).log_prob(truth).sum() / 22
         return float(kl - log_p)
 
     mse = F.mse_loss(predictions, truth)
     terms = ElboTerms(predictions, mse, kl, [])
-    loss = objective(preset("smoke", reconstruction="calibrated"), terms, kl_weight=1.0).item()
+    loss = negative_elbo(preset("smoke", reconstruction="calibrated"), terms, kl_weight=1.0).item()
     assert D * (loss + 0.5 * math.log(2 * math.pi) + 0.5) == pytest.approx(negative_bound(mse.item()), rel=1e-6)
     assert all(negative_bound(mse.item()) < negative_bound(mse.item() * factor) for factor in (0.9, 1.1))

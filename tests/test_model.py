@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from lab5 import model as model_module
 from lab5.config import PRESETS, preset
-from lab5.model import CVAE, gaussian_kl, reparameterize, runs
+from lab5.model import CVAE, gaussian_kl, reparameterize, teacher_forced_segments
 
 
 def test_the_kl_is_that_of_torch_distributions():
@@ -29,7 +29,7 @@ def test_reparameterized_samples_have_the_mean_and_variance_asked_for():
 
 
 def test_full_width_is_the_labs_22_million_parameters():
-    count = sum(p.numel() for p in CVAE(PRESETS["full"], condition_width=7).parameters())
+    count = sum(p.numel() for p in CVAE(PRESETS["full"], condition_dim=7).parameters())
     assert 22.1e6 < count < 22.4e6
 
 
@@ -38,14 +38,14 @@ def test_full_width_is_the_labs_22_million_parameters():
 def test_every_setting_trains_and_predicts(condition, skip, width):
     config = preset("smoke", condition=condition, skip=skip)
     model = CVAE(config, width).train()
-    frames, told, noise = random_batch(config, condition_width=width)
+    frames, values, noise = random_batch(config, condition_width=width)
     for forced in (True, False):
-        terms = model.elbo_terms(frames, told, noise, [forced] * (config.length - 1))
+        terms = model.elbo_terms(frames, values, noise, [forced] * (config.length - 1))
         (terms.mse + terms.kl).backward()
         assert terms.predictions.shape == (config.length - 1, 3, 3, 64, 64)
     unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert unused == []
-    prediction = model.eval().predict(frames[:config.n_past], told, noise)
+    prediction = model.eval().predict(frames[:config.n_past], values, noise)
     assert prediction.shape == (config.n_future, 3, 3, 64, 64)
     assert 0 <= prediction.min() and prediction.max() <= 1
 
@@ -119,7 +119,7 @@ def test_skips_come_from_the_right_frame(skip, forced):
     model = seeded_model(config)
     frames, condition, noise = random_batch(config, batch=1)
     sources, fed = [], []
-    finest = model.decoder.levels[-1]
+    finest = model.decoder.blocks[-1]
     model.encoder.register_forward_hook(lambda module, inputs, output: sources.extend(
         zip(inputs[0], finest.from_skip(output[1][0]), strict=True)))       # a frame and its finest skip, convolved
     model.decoder.register_forward_hook(lambda module, inputs, output: fed.extend(
@@ -134,11 +134,11 @@ def test_skips_come_from_the_right_frame(skip, forced):
 
 # ---- the parallel pass ----
 
-def test_runs_group_the_steps_that_depend_on_no_prediction():
+def test_segments_group_the_steps_that_depend_on_no_prediction():
     T, F = True, False
-    assert runs([T] * 5, n_past=2) == [(0, 5, T)]
-    assert runs([F] * 5, n_past=2) == [(0, 2, T), (2, 3, F), (3, 4, F), (4, 5, F)]
-    assert runs([F, F, F, T, T], n_past=2) == [(0, 2, T), (2, 3, F), (3, 5, T)]
+    assert teacher_forced_segments([T] * 5, n_past=2) == [(0, 5, T)]
+    assert teacher_forced_segments([F] * 5, n_past=2) == [(0, 2, T), (2, 3, F), (3, 4, F), (4, 5, F)]
+    assert teacher_forced_segments([F, F, F, T, T], n_past=2) == [(0, 2, T), (2, 3, F), (3, 5, T)]
 
 
 @pytest.mark.parametrize("pattern", ["forced", "free", "mixed"])
@@ -159,7 +159,7 @@ def test_the_parallel_pass_is_the_frame_by_frame_loop(pattern, monkeypatch):
         return terms, torch.cat([p.grad.flatten() for p in model.parameters()])
 
     terms, gradient = losses_and_gradients()
-    monkeypatch.setattr(model_module, "runs", lambda forced, n_past: [
+    monkeypatch.setattr(model_module, "teacher_forced_segments", lambda forced, n_past: [
         (step, step + 1, step < n_past or is_forced) for step, is_forced in enumerate(forced)])
     plain, plain_gradient = losses_and_gradients()
     assert terms.mse.item() == pytest.approx(plain.mse.item(), rel=1e-11)

@@ -8,6 +8,7 @@ begin with a dot are ignored.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,9 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_png, read_file
 
 from lab5.data import FRAME_SIZE, SPLITS, DataError, Pack, file_sha, home, open_pack
 from lab5.formats.packing import Arrays, in_order, write_pack
@@ -110,16 +109,19 @@ def read_sequence(folder: Path, length: int, condition_dim: int) -> Arrays:
 
 
 def _read_frame(path: Path) -> np.ndarray:
-    """A PNG as (64, 64, 3) uint8."""
+    """A PNG as (64, 64, 3) uint8; one of another size is not decoded."""
     try:
-        pixels = decode_png(read_file(str(path)), ImageReadMode.UNCHANGED)      # (C, H, W)
-    except RuntimeError as error:
-        raise DataError(f"{path}: cannot be read as a PNG ({str(error).splitlines()[0]}); extract it again or remove "
-                        "its sequence") from error
-    if (pixels.dtype, tuple(pixels.shape)) != (torch.uint8, (3, FRAME_SIZE, FRAME_SIZE)):
-        raise DataError(f"{path}: is {pixels.dtype} of shape {tuple(pixels.shape)}, expected 8-bit RGB of "
-                        f"{FRAME_SIZE}x{FRAME_SIZE}; convert it or remove its sequence")
-    return pixels.permute(1, 2, 0).numpy()
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            found = (image.width, image.height, image.mode, content[24])        # bits per number: Pillow makes 8 of 16
+            image.verify()                                                      # checksums, which decoding ignores
+        if found != (FRAME_SIZE, FRAME_SIZE, "RGB", 8):
+            raise ValueError("found {}x{} {} of {} bits".format(*found))
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            return np.asarray(image)
+    except Exception as error:                  # Pillow has a dozen kinds for damaged files
+        raise DataError(f"{path}: cannot be read as an 8-bit RGB PNG of {FRAME_SIZE}x{FRAME_SIZE} ({error}). Extract "
+                        "it again, convert it, or remove its sequence") from error
 
 
 def _read_table(path: Path, rows: int, columns: int) -> np.ndarray:
