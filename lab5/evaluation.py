@@ -6,10 +6,7 @@ context frames given, the lab's PSNR of every predicted frame, the mean over fra
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lab5.config import Config
 from lab5.data import Batch, DataError, Pack, evaluation_loader, to_video
-from lab5.files import write_atomically, write_text
+from lab5.files import tune_malloc, write_atomically, write_text
 from lab5.metrics import grade, psnr, ssim
 from lab5.model import CVAE
 
@@ -35,7 +32,6 @@ PROTOCOLS = {                                   # key -> what a reader sees
 }
 METRICS = {"psnr": psnr, "ssim": ssim}
 Scores = dict[str, np.ndarray]
-ACTIVE = 0.01                                   # nats per frame from which on a latent unit counts as active
 
 
 # The machine ---------------------------------------------------------------------------------------------
@@ -57,19 +53,6 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The context in which the model computes; weights and losses stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-@functools.cache
-def tune_malloc() -> None:
-    """Let the C library (glibc) keep freed memory for the next batch, instead of returning it to the system.
-
-    By default every large tensor is mapped anew and cleared page by page, which on two cores took more time than the
-    arithmetic of an evaluation (`benchmarks/README.md`).
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3             # malloc.h
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 # Predicting and scoring ----------------------------------------------------------------------------------
@@ -220,39 +203,3 @@ def _predictions(model: CVAE, batch: Batch, protocols: tuple[str, ...], count: i
         yield "repeat_last", frames[config.n_past - 1].expand(config.n_future, *frames.shape[1:])
     if "copy_previous" in protocols:
         yield "copy_previous", frames[config.n_past - 1:-1]
-
-
-@dataclass(frozen=True)
-class LatentUsage:
-    """What the latents carry, over a split."""
-
-    kl: list[np.ndarray]                        # nats per frame of each unit: (z_dim,), then (channels,) of each map
-    psnr_posterior: np.ndarray                  # (sequences,) dB when z comes from the posterior, which sees the truth
-    psnr_prior: np.ndarray                      # (sequences,) dB of the graded prediction
-
-    @property
-    def active(self) -> list[int]:
-        """Units of each level that carry more than `ACTIVE` nats; none at all is posterior collapse."""
-        return [int((level > ACTIVE).sum()) for level in self.kl]
-
-
-@torch.inference_mode()
-def latent_usage(model: CVAE, pack: Pack, *, seed: int = 1, batch_size: int = 32,
-                 precision: str = "auto") -> LatentUsage:
-    """KL of every latent unit, and the gain of knowing the posterior, on a split's first windows.
-
-    Predictions are fed back in both cases, so that only the source of z differs.
-    """
-    config, device = model.config, model.condition_mean.device
-    kl, scores, forced = [], [], [False] * (config.length - 1)
-    for batch in evaluation_loader(pack, config.length, batch_size):
-        noise = prior_noise(len(pack), config.length - 1, model.noise_size, seed)[:, batch.index]
-        frames = to_video(batch.frames.to(device))
-        with autocast(choose_precision(precision, device), device):
-            terms = model.elbo_terms(frames, batch.condition.to(device), noise.to(device), forced)
-        kl.append([level.sum(dim=(0, 1)).cpu().numpy() / (config.length - 1) for level in terms.levels])
-        prior = predict(model, batch.frames, batch.condition, noise, precision)
-        scores.append([psnr(video, frames[config.n_past:]).mean(dim=0).cpu().numpy()
-                       for video in (terms.predictions[config.n_past - 1:].float(), prior)])
-    posterior, prior = (np.concatenate(values) for values in zip(*scores, strict=True))
-    return LatentUsage([np.sum(level, axis=0) / len(pack) for level in zip(*kl, strict=True)], posterior, prior)

@@ -1,9 +1,12 @@
-"""Files that are there whole or not at all, and work over processes that end with the one that started them."""
+"""Files that are there whole or not at all, processes that end with the one that started them, and memory."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -86,3 +89,16 @@ def _end_with_parent() -> None:
     while True:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
+
+
+@functools.cache
+def tune_malloc() -> None:
+    """Let the C library (glibc) keep freed memory for the next batch, instead of returning it to the system.
+
+    By default every large tensor is mapped anew and cleared page by page, which on two cores took more time than the
+    arithmetic of an evaluation (`benchmarks/README.md`).
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3             # malloc.h
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

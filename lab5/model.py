@@ -6,12 +6,9 @@
     g(t)  = frame-predictor LSTM over [h(t-1), c(t), z(t)]
     x^(t) = Dec(g(t), skips of the last context frame)
 
-(Denton & Fergus 2018, SVG-FP and SVG-LP; the condition after Sohn et al. 2015.) The other extras, conditional
-convolutions, latent maps and aligned skips, are parts of encoder and decoder (`lab5.layers`).
-
-Axes: T frames of a window, B sequences, C, H, W; videos are (T, B, C, H, W) in [0, 1], conditions (T, B, D).
-Frames count from 0, so that step t in 1 .. T-1 predicts frame t. The model draws no random numbers: noise is an
-argument, and noise of zeros gives the mean.
+(Denton & Fergus 2018, SVG-FP and SVG-LP; the condition after Sohn et al. 2015.) The other extras are parts of encoder
+and decoder (`lab5.layers`). Videos are (T, B, C, H, W) in [0, 1], conditions (T, B, D); frames count from 0, and step t
+in 1 .. T-1 predicts frame t. The model draws no random numbers: noise is an argument, and zeros give the mean.
 """
 
 from __future__ import annotations
@@ -66,14 +63,12 @@ def teacher_forced_segments(forced: list[bool], n_past: int) -> list[Segment]:
 
 
 def negative_elbo(config: Config, terms: ElboTerms, kl_weight: float, mse: torch.Tensor | None = None) -> torch.Tensor:
-    """The loss that is minimised: the negative bound, up to scale and constants.
+    """The loss: the negative bound, up to scale and constants.
 
-    With "mse" it is the pixel-mean squared error + beta * kl_weight * KL: the bound of a decoder whose variance is
-    fixed at beta * D / 2, D being the numbers in a frame. With "calibrated" the variance is the one that
-    maximises the likelihood of the batch, which is the MSE itself (sigma-VAE: Rybkin, Daniilidis & Levine 2021);
-    a frame's negative bound is then D/2 log MSE + KL, and is divided by D to keep gradients in a common range.
-
-    `mse` replaces `terms.mse` where several processes share a batch: the mean over all of them.
+    "mse": the pixel-mean squared error + beta * kl_weight * KL, the bound of a decoder whose variance is fixed at
+    beta * D / 2, D being the numbers in a frame. "calibrated": the variance is the one of the largest likelihood of the
+    batch, which is the MSE itself (sigma-VAE: Rybkin, Daniilidis & Levine 2021); a frame's negative bound D/2 log MSE +
+    KL is divided by D to keep gradients in a common range. `mse`: the mean over all processes that share the batch.
     """
     mse = terms.mse if mse is None else mse
     if config.reconstruction == "mse":
@@ -81,12 +76,32 @@ def negative_elbo(config: Config, terms: ElboTerms, kl_weight: float, mse: torch
     return 0.5 * mse.log() + kl_weight * terms.kl / terms.predictions[0, 0].numel()
 
 
-class CVAE(nn.Module):
-    """The conditional VAE.
+class _Skips:
+    """The skips of each step, convolved once: of the last context frame, the newest one, or the one before ("early")."""
 
-    Args:
-        condition_dim: D, the numbers in a frame's condition; 0 for a data set without. A model that is action-free,
-            by this or by its configuration, ignores the conditions that it is given.
+    def __init__(self, config: Config, decoder: Decoder, maps: Maps) -> None:
+        self.decoder, self.latest = decoder, config.skip == "latest"
+        self.last = config.n_past - 1 if config.skip != "early" else max(config.n_past - 2, 0)
+        self.known = self._convolved(maps if self.latest else [skip[:self.last + 1] for skip in maps])
+
+    def at(self, start: int, stop: int, newest: Maps | None) -> Maps:
+        """Those of a segment, (T' or 1, B, ...); `newest` are the encoder's maps of a predicted frame."""
+        if self.latest:
+            return [skip[start:stop] for skip in self.known] if newest is None else self._convolved(newest)
+        if start >= self.last:
+            return [skip[-1:] for skip in self.known]
+        return [torch.cat([skip[start:self.last], skip[-1:].expand(stop - self.last, *skip.shape[1:])])
+                for skip in self.known]                         # until the last context frame, the newest frame's
+
+    def _convolved(self, maps: Maps) -> Maps:
+        lead = maps[0].shape[:2]
+        return [skip.unflatten(0, lead) for skip in self.decoder.convolve_skips([m.flatten(0, 1) for m in maps])]
+
+
+class CVAE(nn.Module):
+    """The conditional VAE for frames with D = `condition_dim` numbers of condition each; D may be 0.
+
+    A model that is action-free, by that or by its configuration, ignores the conditions that it is given.
     """
 
     def __init__(self, config: Config, condition_dim: int) -> None:
@@ -139,34 +154,27 @@ class CVAE(nn.Module):
         return ElboTerms(predictions, mse, sum(level.sum(dim=-1).mean() for level in levels), levels)
 
     def predict(self, context: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Generate the future: teacher-forcing ratio 0, z from the prior. No future frame is an argument.
+        """Generate the future (T - n_past, B, C, H, W): teacher-forcing ratio 0, z from the prior.
+
+        No future frame is an argument.
 
         Args:
-            context: (n_past, B, C, H, W) in [0, 1], the given frames.
+            context: (n_past, B, C, H, W) in [0, 1]; ValueError where it has another number of frames.
             condition: (T, B, D) for the context and the future.
             noise: (T-1, B, noise_size): N(0, I) draws for a sample, zeros for the prior's mean.
-        Returns:
-            (T - n_past, B, C, H, W) in (0, 1).
-        Raises:
-            ValueError: the number of context frames is not n_past.
         """
         if len(context) != self.config.n_past:
             raise ValueError(f"predict was given {len(context)} context frames; this model needs {self.config.n_past}")
-        return self._generate(context, condition, noise)
+        return self.predict_one_step(context, condition, noise)
 
     def predict_one_step(self, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Each future frame from the true ones before it, z from the prior: generation with teacher forcing.
+        """As `predict`, but each future frame from the true one before it, where it is among `frames`.
 
-        It shows how errors accumulate without; as a score it would be that of an easier task. Arguments are those of
-        `predict`, except for the frames (T, B, C, H, W), of which the last is not used.
+        With all frames it is generation with teacher forcing, an easier task than the graded one.
         """
-        return self._generate(frames, condition, noise)
-
-    def _generate(self, known: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Frames from n_past on, z from the prior, each from the frame before it: known, else the prediction."""
         n_past = self.config.n_past
-        inputs = self._inputs(known, condition, n_past)
-        segments = [(0, n_past - 1, True), *((step, step + 1, step < len(known))
+        inputs = self._inputs(frames, condition, n_past)
+        segments = [(0, n_past - 1, True), *((step, step + 1, step < len(frames))
                                              for step in range(n_past - 1, len(condition) - 1))]
         return self._unroll(inputs, noise, segments, first=n_past - 1)[0]
 
@@ -180,15 +188,13 @@ class CVAE(nn.Module):
 
     def _unroll(self, inputs: _Inputs, noise: torch.Tensor, segments: list[Segment], first: int = 0,
                 ) -> tuple[torch.Tensor, Maps]:
-        """Run prior, frame predictor and decoder over all segments; frames are decoded from step `first` on.
+        """Run prior, frame predictor and decoder over all segments, each at once; decode from step `first` on.
 
-        All steps of a known segment are computed at once; teacher forcing throughout is a single segment. z(t) is
-        the posterior's where there is one, else the prior's.
-
-        Returns the frames (T-1 - first, B, C, H, W) and the KL of each level (T-1 - first, B, units).
+        z(t) is the posterior's where there is one, else the prior's. Returns the frames (T-1 - first, B, C, H, W) and
+        the KL of each level (T-1 - first, B, units).
         """
         frames, kl, state, prior_state = [], [], None, None
-        skips = self._known_skips(inputs.maps)
+        skips = _Skips(self.config, self.decoder, inputs.maps)
         for start, stop, known in segments:
             h, maps = (inputs.h[start:stop], None) if known else self._encode(frames[-1][-1:],
                                                                               inputs.condition[start:stop])
@@ -203,39 +209,16 @@ class CVAE(nn.Module):
             if stop <= first:
                 continue
             target = [level[start + 1:stop + 1].flatten(0, 1) for level in inputs.maps] if has_posterior else None
-            decoded, levels = self.decoder(g, self._skips(skips, maps, start, stop), c, map_noise, target)
+            decoded, levels = self.decoder(g, skips.at(start, stop, maps), c, map_noise, target)
             frames.append(decoded.unflatten(0, g.shape[:2]))
             kl.append([gaussian_kl(*q, *prior), *(level.unflatten(0, g.shape[:2]) for level in levels)])
         return torch.cat(frames), [torch.cat(level) for level in zip(*kl, strict=True)]
-
-    @property
-    def _skip_frame(self) -> int:
-        """The context frame whose skips serve all later steps."""
-        return self.config.n_past - 1 if self.config.skip != "early" else max(self.config.n_past - 2, 0)
-
-    def _known_skips(self, maps: Maps) -> Maps:
-        """The convolved skips of all known frames that can be needed, each computed once."""
-        return self._convolved(maps if self.config.skip == "latest" else [skip[:self._skip_frame + 1] for skip in maps])
-
-    def _skips(self, known: Maps, newest: Maps | None, start: int, stop: int) -> Maps:
-        """The convolved skips of a segment; `newest` are the encoder's maps of a predicted frame."""
-        if self.config.skip == "latest":
-            return [skip[start:stop] for skip in known] if newest is None else self._convolved(newest)
-        if start >= self._skip_frame:
-            return [skip[-1:] for skip in known]
-        return [torch.cat([skip[start:self._skip_frame],                        # up to there the newest frame's
-                           skip[-1:].expand(stop - self._skip_frame, *skip.shape[1:])]) for skip in known]
 
     def _encode(self, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, Maps]:
         """frames (T', B, C, H, W) and their own normalised conditions (T', B, D) -> h (T', B, g), maps (T', B, ...)."""
         T, B = frames.shape[:2]
         h, maps = self.encoder(frames.flatten(0, 1), condition.flatten(0, 1))
         return h.unflatten(0, (T, B)), [level.unflatten(0, (T, B)) for level in maps]
-
-    def _convolved(self, maps: Maps) -> Maps:
-        """The encoder's maps (T', B, ...) as the decoder takes them, from 8x8 up."""
-        lead = maps[0].shape[:2]
-        return [skip.unflatten(0, lead) for skip in self.decoder.convolve_skips([m.flatten(0, 1) for m in maps])]
 
     def _split(self, noise: torch.Tensor) -> tuple[torch.Tensor, Maps]:
         """Noise (T', B, noise_size) of z(t), (T', B, z_dim), and of the latent maps, (T'*B, channels, H, W)."""

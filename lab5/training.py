@@ -35,8 +35,8 @@ from tqdm.auto import tqdm
 from lab5 import checkpoint, schedules
 from lab5.config import Config
 from lab5.data import Batch, Pack, condition_statistics, to_video, training_loader
-from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, require_fit, tune_malloc
-from lab5.files import write_text
+from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, require_fit
+from lab5.files import tune_malloc, write_text
 from lab5.model import CVAE, negative_elbo
 
 Record = dict[str, Any]

@@ -11,8 +11,9 @@ from test_metrics import lab_psnr
 
 from lab5.config import preset
 from lab5.data import Windows, to_video
-from lab5.evaluation import Evaluation, evaluate, latent_usage, predict, prior_noise
+from lab5.evaluation import Evaluation, evaluate, predict, prior_noise
 from lab5.formats.tree import open_or_pack
+from lab5.workbook.latents import latent_usage
 
 CONFIG = preset("smoke", precision="float32", best_of=3)
 
