@@ -1,0 +1,121 @@
+"""The whole workbook as one batch job: every notebook through papermill into a run folder, and the PDF of them."""
+
+import json
+import threading
+import time
+from contextlib import suppress
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import papermill
+from tqdm.auto import tqdm
+
+from lab5.evaluation import Evaluation, evaluate
+from lab5.files import write_text
+from lab5.handin import pdf
+from lab5.handin.document import Details, read_chapter
+from lab5.handin.rubric import Item, as_markdown, check, describe
+from lab5.training import read_history
+from lab5.workbook.run import PROJECT, RECORDED, Run, open_run
+from lab5.workbook.show import table
+
+NOTEBOOKS = PROJECT / "notebooks"
+
+
+def find_notebooks(only: list[str] | None = None) -> list[Path]:
+    """The ordered notebooks, or those whose names begin with one of `only`, e.g. "05". Raises ValueError."""
+    notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    for wanted in only or []:
+        if not any(path.stem.startswith(wanted) for path in notebooks):
+            raise ValueError(f"no notebook begins with {wanted!r}; there are {', '.join(p.stem for p in notebooks)}")
+    return [path for path in notebooks if not only or path.stem.startswith(tuple(only))]
+
+
+def run_report(preset: str, run: str = "", data: str = "", only: list[str] | None = None) -> Run:
+    """Execute the notebooks in order; copies with their outputs go to ``RUN/notebooks``, figures to ``RUN/figures``.
+
+    In a copy that was interrupted, the cells that did not run have no execution count.
+    Raises ValueError on an unknown preset, parameter or notebook, and RuntimeError where a notebook stopped.
+    """
+    lab, notebooks = open_run(preset, run, data), find_notebooks(only)
+    parameters = {"preset": preset, "run": str(lab.folder), "data": str(PROJECT / data) if data else ""}
+    for notebook in notebooks:
+        known = papermill.inspect_notebook(str(notebook))       # of an unknown parameter, papermill itself only warns
+        if unknown := parameters.keys() - known.keys():
+            raise ValueError(f"{notebook} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+    lab.prepare()
+    (lab.folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    with tqdm(notebooks, unit="notebook") as bar:
+        threading.Thread(target=_show_epochs, args=(lab.folder, bar), daemon=True).start()
+        for notebook in bar:
+            bar.set_postfix_str("")
+            bar.set_description(notebook.stem)
+            target = lab.folder / "notebooks" / notebook.name
+            try:
+                papermill.execute_notebook(
+                    str(notebook), str(target), parameters, kernel_name="python3", cwd=str(notebook.parent),
+                    progress_bar=False, extra_arguments=["--IPKernelApp.log_level=ERROR"])      # it would break the bar
+            except papermill.PapermillExecutionError as error:
+                raise RuntimeError(f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}"
+                                   f"\nIts copy with the full traceback: {target}") from error
+    provenance = {**lab.facts(), "typst": version("typst"), "date": date.today().isoformat()}
+    write_text(lab.folder / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+    return lab
+
+
+def _show_epochs(run: Path, bar: tqdm) -> None:
+    """Show on the bar, once per second until it is closed, the newest epoch of a training."""
+    newest = time.time()
+    while not bar.disable:
+        time.sleep(1)
+        with suppress(OSError, ValueError):                     # of a history that is being replaced just now
+            for path in run.rglob("history.jsonl"):
+                if path.stat().st_mtime > newest:
+                    newest = path.stat().st_mtime
+                    bar.set_postfix_str(f"{path.parent.name}: epoch {len(read_history(path.parent))}")
+
+
+def find_details(path: Path | None, **given: str) -> Details:
+    """The student's details: those of a ``report.yaml`` (by default the project's), replaced by those given.
+
+    Raises ValueError on a file that is missing or not understood or that no font can print.
+    """
+    default = PROJECT / "report.yaml"
+    details = Details.load(path or default) if path or default.exists() else Details()
+    details = details.model_copy(update={name: value for name, value in given.items() if value})
+    pdf.find_fonts(details)
+    return details
+
+
+def build_pdf(lab: Run, details: Details) -> tuple[list[Item], dict[str, int]]:
+    """Write ``RUN/report.pdf`` from the executed notebooks; returns the rubric's items and every label's page.
+
+    Raises ValueError, which names what the run folder lacks.
+    """
+    chapters = [read_chapter(lab.folder / "notebooks" / path.name) for path in find_notebooks()]
+    if not (path := lab.folder / "provenance.json").exists():
+        raise ValueError(f"{path} is missing; `lab5 report` writes it after the last notebook")
+    facts, items = json.loads(path.read_text(encoding="utf-8")), check(lab, chapters, details)
+    headline = (f"{describe(lab, lab.evaluation())}; run {lab.folder.name}, configuration {lab.config.hash}, seed "
+                f"{lab.config.seed}. The picture shows a test sequence and its prediction.")
+    appendices = "\n\n".join([
+        "# Where the results come from {#provenance}",
+        "Every figure and every number of this report was computed by the code that is handed in with it. Results of a "
+        "recorded run are marked as such, with their machine; all others come from one run:",
+        table("Fact", "Value", rows=[(name, f"`{value or 'unknown'}`") for name, value in facts.items()]),
+        "# The assignment, point by point {#rubric}", as_markdown(items)])
+    return items, pdf.build(lab.folder, chapters, details, {"headline": headline, "date": facts["date"]}, appendices)
+
+
+def demo() -> str:
+    """Score the recorded run's weights again on the whole test split; the result beside what is recorded."""
+    lab, recorded = open_run("standard", str(RECORDED)), Evaluation.load(RECORDED / "evaluation" / "test")
+    scores = evaluate(lab.model(), lab.pack("test"), protocols=("prior_sample", "repeat_last", "copy_previous"))
+    return f"\n{scores.table()}\n\nnow: {describe(lab, scores)}\nrecorded: {describe(lab, recorded)}"
+
+
+def summary(lab: Run) -> str:
+    """What was scored, the grade, and where everything is."""
+    scores = lab.evaluation()
+    return f"\n{scores.table()}\n\n{describe(lab, scores)}\nreport.pdf, notebooks, figures, weights in {lab.folder}"
