@@ -1,0 +1,356 @@
+"""Weights of the course's template and of SVG predict here what they predict there, and nothing in a file is ever run.
+
+The networks below are written anew and in any width, with the structure and the state-dict names of the real ones.
+"""
+
+import datetime
+import os
+import pickle
+import sys
+import zipfile
+from argparse import Namespace
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lab5 import checkpoint
+from lab5.checkpoint import CheckpointError
+from lab5.formats.template import convert, save
+
+pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")     # of the template's classes, here
+
+W, G, Z, HIDDEN, PAST, FRAMES, BATCH = 4, 16, 6, 12, 3, 7, 2    # 3 context frames, so that early is not the first
+
+
+class vgg_layer(nn.Module):
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.main = nn.Sequential(nn.Conv2d(n_in, n_out, 3, 1, 1), nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2))
+
+    def forward(self, x):
+        return self.main(x)
+
+
+def block(*channels):
+    return nn.Sequential(*(vgg_layer(*pair) for pair in pairwise(channels)))
+
+
+class vgg_encoder(nn.Module):
+    def __init__(self, dim=G, w=W):
+        super().__init__()
+        self.c1, self.c2 = block(3, w, w), block(w, 2 * w, 2 * w)
+        self.c3, self.c4 = block(2 * w, 4 * w, 4 * w, 4 * w), block(4 * w, 8 * w, 8 * w, 8 * w)
+        self.c5 = nn.Sequential(nn.Conv2d(8 * w, dim, 4, 1, 0), nn.BatchNorm2d(dim), nn.Tanh())
+        self.mp = nn.MaxPool2d(2, 2)
+
+    def forward(self, x):
+        skips = []
+        for convolve in (self.c1, self.c2, self.c3, self.c4):
+            skips.append(convolve(x))
+            x = self.mp(skips[-1])
+        return self.c5(x).flatten(1), skips
+
+
+class vgg_decoder(nn.Module):
+    def __init__(self, dim=G, w=W):
+        super().__init__()
+        self.upc1 = nn.Sequential(nn.ConvTranspose2d(dim, 8 * w, 4, 1, 0), nn.BatchNorm2d(8 * w), nn.LeakyReLU(0.2))
+        self.upc2, self.upc3 = block(16 * w, 8 * w, 8 * w, 4 * w), block(8 * w, 4 * w, 4 * w, 2 * w)
+        self.upc4 = block(4 * w, 2 * w, w)
+        self.upc5 = nn.Sequential(vgg_layer(2 * w, w), nn.ConvTranspose2d(w, 3, 3, 1, 1), nn.Sigmoid())
+        self.up = nn.UpsamplingNearest2d(scale_factor=2)
+
+    def forward(self, g, skips):
+        x = self.upc1(g[:, :, None, None])
+        for convolve, skip in zip((self.upc2, self.upc3, self.upc4, self.upc5), reversed(skips), strict=True):
+            x = convolve(torch.cat([self.up(x), skip], 1))
+        return x
+
+
+class lstm(nn.Module):
+    def __init__(self, n_in, n_out=G, layers=2, norm=True):
+        super().__init__()
+        self.embed = nn.Linear(n_in, HIDDEN)
+        self.lstm = nn.ModuleList([nn.LSTMCell(HIDDEN, HIDDEN) for _ in range(layers)])
+        self.output = nn.Sequential(nn.Linear(HIDDEN, n_out), *[nn.BatchNorm1d(n_out)][:norm], nn.Tanh())
+        self.hidden = [None] * layers
+
+    def run(self, inputs):
+        h = self.embed(inputs)
+        for layer, cell in enumerate(self.lstm):
+            self.hidden[layer] = cell(h, self.hidden[layer])
+            h = self.hidden[layer][0]
+        return h
+
+    def forward(self, inputs):
+        return self.output(self.run(inputs))
+
+
+class gaussian_lstm(lstm):
+    def __init__(self, n_in=G, n_out=Z, layers=1):
+        super().__init__(n_in, n_out, layers)
+        del self.output
+        self.mu_net, self.logvar_net = nn.Linear(HIDDEN, n_out), nn.Linear(HIDDEN, n_out)
+
+    def forward(self, inputs, noise):
+        h = self.run(inputs)
+        return self.mu_net(h) + noise * self.logvar_net(h).mul(0.5).exp()
+
+
+CLASSES = {"models.vgg_64": (vgg_layer, vgg_encoder, vgg_decoder), "models.lstm": (lstm, gaussian_lstm)}
+for _module, _classes in CLASSES.items():
+    for _class in _classes:
+        _class.__module__ = _module
+
+
+@contextmanager
+def template_importable():
+    """The modules `models.vgg_64` and `models.lstm` can be imported, as where a checkpoint is saved."""
+    modules = {name: ModuleType(name) for name in ("models", *CLASSES)}
+    for name, classes in CLASSES.items():
+        vars(modules[name]).update({each.__name__: each for each in classes})
+    with patch.dict(sys.modules, modules):
+        yield
+
+
+def template(conditioned=7, posterior_conditioned=0, learned_prior=False, norm=True, name="args") -> dict:
+    """What the template's training saves, its batch norms as after a training."""
+    torch.manual_seed(0)
+    saved = {"encoder": vgg_encoder(), "decoder": vgg_decoder(), "posterior": gaussian_lstm(G + posterior_conditioned),
+             "frame_predictor": lstm(G + Z + conditioned, norm=norm)}
+    saved |= {"prior": gaussian_lstm(layers=2)} if learned_prior else {}
+    with torch.no_grad():
+        for norm in (module for network in saved.values() for module in network.modules()):
+            if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                norm.running_mean.normal_(0, 0.3)
+                norm.running_var.uniform_(0.05, 0.5)
+                norm.weight.uniform_(0.5, 1.5)
+                norm.bias.normal_(0, 0.2)
+    args = Namespace(n_past=PAST, n_future=FRAMES - PAST, last_frame_skip=False, optimizer=torch.optim.Adam)
+    return {key: network.eval() for key, network in saved.items()} | {name: args, "last_epoch": np.float64(3)}
+
+
+def written(path, saved):
+    with template_importable():
+        torch.save(saved, path)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.pth"
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    shapes = (FRAMES, BATCH, 3, 64, 64), (FRAMES, BATCH, 7), (FRAMES - 1, BATCH, Z)
+    frames, conditions, noise = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return frames.sigmoid(), 4 * conditions, noise
+
+
+@torch.no_grad()
+def theirs(saved, condition="previous", order="hzc", last_frame_skip=False, limit=PAST):
+    """The template's generation loop, in float64, with the noise given; SVG's is the same without the condition."""
+    frames, conditions, noise = batch()
+    networks = {name: value.double() for name, value in saved.items() if isinstance(value, nn.Module)}
+
+    def run(name, i, *noise, **values):
+        n_in = networks[name].embed.in_features
+        given = conditions[i - 1 if condition == "previous" else i]
+        values["c"] = given if n_in - sum(value.shape[1] for value in values.values()) else given[:, :0]
+        return networks[name](torch.cat([values[letter] for letter in order if letter in values], 1), *noise)
+
+    x, predictions = frames[0], []
+    for i in range(1, FRAMES):
+        h, skips = networks["encoder"](x)
+        if last_frame_skip or i < limit:
+            skip = skips
+        z = run("prior", i, noise[i - 1], h=h) if "prior" in networks else noise[i - 1]
+        if i < PAST:
+            z = run("posterior", i, noise[i - 1], h=networks["encoder"](frames[i])[0])
+        g = run("frame_predictor", i, h=h, z=z)
+        x = frames[i]
+        if i >= PAST:
+            x = networks["decoder"](g, skip)
+            predictions.append(x)
+    return torch.stack(predictions)
+
+
+@torch.no_grad()
+def ours(path, **options):
+    model = convert(path, **options).model.double()
+    frames, conditions, noise = batch()
+    return model.predict(frames[:PAST], conditions, noise)
+
+
+LAYERS = {"encoder": "c1.0.main c1.1.main c2.0.main c2.1.main c3.0.main c3.1.main c3.2.main c4.0.main c4.1.main "
+                     "c4.2.main c5",
+          "decoder": "upc1 upc2.0.main upc2.1.main upc2.2.main upc3.0.main upc3.1.main upc3.2.main upc4.0.main "
+                     "upc4.1.main upc5.0.main"}
+CELL = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+NORM = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+
+
+def test_the_state_dicts_here_have_the_names_of_the_real_ones():
+    """Listed from the real modules of SVG and of students' copies, which are too large for a test."""
+    keys = {name: {f"{layer}.{part}" for layer in layers.split() for part in
+                   ("0.weight", "0.bias", *(f"1.{key}" for key in NORM))} for name, layers in LAYERS.items()}
+    keys["decoder"] |= {"upc5.1.weight", "upc5.1.bias"}
+    keys["posterior"] = {f"{layer}.{key}" for layer in ("embed", "mu_net", "logvar_net") for key in ("weight", "bias")}
+    keys["posterior"] |= {f"lstm.0.{key}" for key in CELL}
+    keys["frame_predictor"] = {f"{layer}.{key}" for layer in ("embed", "output.0") for key in ("weight", "bias")}
+    keys["frame_predictor"] |= {f"lstm.{layer}.{key}" for layer in (0, 1) for key in CELL}
+    svg = {name: template(norm=False)[name].state_dict().keys() for name in keys}
+    assert svg == keys
+    keys["frame_predictor"] |= {f"output.1.{key}" for key in NORM}
+    assert {name: template()[name].state_dict().keys() for name in keys} == keys
+
+
+@pytest.mark.parametrize("networks, script, options", [
+    ({}, {}, {}),
+    ({}, {"condition": "target"}, {"condition": "target"}),
+    ({"posterior_conditioned": 7}, {"order": "chz"}, {"order": "chz"}),
+    ({"conditioned": 0, "posterior_conditioned": 7, "learned_prior": True}, {"order": "hcz"}, {"order": "hcz"}),
+    ({"learned_prior": True}, {"limit": PAST + 1}, {"skip": "context"}),
+    ({}, {"last_frame_skip": True}, {"skip": "latest"}),
+    ({"conditioned": 0, "norm": False, "name": "opt"}, {}, {}),                                 # SVG-FP
+    ({"conditioned": 0, "norm": False, "name": "opt", "learned_prior": True}, {}, {}),          # SVG-LP
+], ids=str)
+def test_predictions_are_those_of_the_training_script(path, networks, script, options):
+    saved = template(**networks)
+    written(path, saved)
+    torch.testing.assert_close(ours(path, **options), theirs(saved, **script), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"condition": "target"}, {"order": "chz"}, {"skip": "context"}, {"skip": "latest"}],
+                         ids=str)
+def test_what_the_file_does_not_say_matters(path, wrong):
+    written(path, template())
+    assert (ours(path, **wrong) - ours(path)).abs().max() > 1e-4
+
+
+SETTINGS = {"n_past": PAST, "n_future": 5, "last_frame_skip": True}
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, Namespace(**SETTINGS), SimpleNamespace(**SETTINGS)], ids=type)
+@pytest.mark.parametrize("name", ["args", "opt"])
+def test_settings_of_any_kind_are_used(path, name, settings):
+    written(path, template(name="other") | {name: settings})
+    converted = convert(path)
+    config = converted.model.config
+    assert (config.n_past, config.n_future, config.skip) == (PAST, 5, "latest") and converted.notes == []
+
+
+def test_without_settings_the_skips_are_early_and_what_is_assumed_is_said(path):
+    written(path, template(name="other"))
+    converted = convert(path)
+    assert converted.model.config.skip == "early"
+    assert [note.split(" say ")[1] for note in converted.notes] == [
+        "n_past: 2 is assumed", "n_future: 10 is assumed", "last_frame_skip: skip early is assumed"]
+
+
+@pytest.mark.parametrize("change", [nn.DataParallel, lambda module: module.state_dict(),
+                                    lambda module: nn.DataParallel(module).state_dict()],
+                         ids=["DataParallel", "state dict", "module. prefix"])
+def test_networks_may_be_wrapped_or_state_dicts(path, tmp_path, change):
+    saved = template()
+    expected = ours(written(tmp_path / "plain.pth", saved))
+    written(path, {name: change(value) if isinstance(value, nn.Module) else value for name, value in saved.items()})
+    assert torch.equal(ours(path), expected)
+
+
+def test_an_optimizer_paths_and_times_in_the_file_do_no_harm(path):
+    saved = template()
+    optimizer = torch.optim.Adam(saved["encoder"].parameters())
+    saved["encoder"].c5[0].weight.grad = torch.ones_like(saved["encoder"].c5[0].weight)
+    optimizer.step()                                            # now it has state
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    written(path, saved | {"optimizer": optimizer, "scheduler": scheduler, "where": Path("a/b"),
+                           "when": datetime.datetime(2022, 5, 1), "took": datetime.timedelta(1)})
+    torch.testing.assert_close(ours(path), theirs(saved), rtol=0, atol=1e-6)
+
+
+def test_converted_weights_are_a_run_that_is_never_replaced(path, tmp_path):
+    converted = convert(written(path, template()))
+    model, facts = checkpoint.load_model(save(converted, tmp_path / "run"))
+    frames, conditions, noise = batch()
+    assert facts == {"epoch": 0} and torch.equal(model.double().predict(frames[:PAST], conditions, noise), ours(path))
+    with pytest.raises(ValueError, match="not empty; choose another folder"):
+        save(converted, tmp_path / "run")
+
+
+class Payload:
+    """Pickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("function, argument", [
+    (os.system, "echo > {}"), (eval, "open('{}', 'w')"), (np.fromfile, "{}"), (getattr, "{}"), (torch.load, "{}")])
+def test_callables_are_refused_and_not_called(path, tmp_path, function, argument):
+    mark = tmp_path / "mark"
+    written(path, template() | {"epoch": Payload(function, argument.format(mark))})
+    with pytest.raises(CheckpointError, match=f"{path}: names .*{function.__name__}, .* may be an attack"):
+        convert(path)
+    assert not mark.exists()
+
+
+def test_no_module_is_imported_and_no_class_called_because_a_file_names_it(path, tmp_path, monkeypatch):
+    (tmp_path / "students_own.py").write_text("from pathlib import Path\ndef run(where):\n    Path(where).touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import students_own
+    written(path, template() | {"epoch": Payload(students_own.run, str(tmp_path / "called"))})
+    del sys.modules["students_own"]
+    convert(path)
+    assert not {"students_own", "models.lstm"} & sys.modules.keys() and not (tmp_path / "called").exists()
+
+
+def altered(change):
+    def write(path):
+        saved = template()
+        change(saved)
+        written(path, saved)
+    return write
+
+
+def garbled(path):
+    content = bytearray(written(path, template()).read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+MISTAKES = {
+    "no file": (lambda path: None, "there is no such file"),
+    "bare pickle": (lambda path: path.write_bytes(pickle.dumps({"encoder": 1})), "save it again where it was trained"),
+    "cut off": (lambda path: path.write_bytes(written(path, template()).read_bytes()[:-9]), "If it is cut off, copy"),
+    "damaged": (garbled, "does not match its checksum"),
+    "other zip": (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "a"), "not a checkpoint of torch.save"),
+    "tensor": (lambda path: torch.save(torch.zeros(3), path), "has no encoder, decoder, frame_predictor, posterior"),
+    "a network missing": (altered(lambda saved: saved.pop("decoder")), "has no decoder, its keys are ["),
+    "dcgan": (altered(lambda saved: delattr(saved["encoder"], "c4")), "encoder.c4.0.main.0.weight"),
+    "another width": (altered(lambda saved: saved.update(decoder=vgg_decoder(G, 2 * W))), "size mismatch for decoder."),
+    "a layer more": (altered(lambda saved: setattr(saved["decoder"], "extra", nn.Linear(2, 2))), "decoder.extra."),
+    "another condition": (altered(lambda saved: saved.update(frame_predictor=lstm(G + Z + 5))), "'frame_predictor': 5"),
+    "NaN": (altered(lambda saved: nn.init.constant_(saved["decoder"].upc5[1].bias, float("nan"))), "holds NaN"),
+    "words for frames": (altered(lambda saved: setattr(saved["args"], "n_past", "two")), "n_past"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_end_with_one_error_that_names_the_file(path, mistake):
+    write, words = MISTAKES[mistake]
+    write(path)
+    with pytest.raises(CheckpointError) as error:
+        convert(path)
+    assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
