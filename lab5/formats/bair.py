@@ -79,8 +79,6 @@ def _files(source: Path) -> list[Part]:
     return sorted(found, key=lambda part: int(FILE.fullmatch(part.where)[3]))
 
 
-# ---- records ----
-
 def _records(file: Part) -> list[Part]:
     """Where the data of a file's records lie. Raises DataError if they are not as many as the file's name says."""
     records: list[Part] = []
@@ -115,33 +113,27 @@ def _damaged(record: str, reason: object) -> DataError:
 
 def _read(records: dict[str, Part], camera: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Frames (T, 64, 64, 3) uint8 and conditions (T, 7) float32 of a record. Raises DataError."""
-    with open(records[name].path, "rb") as stream:
-        stream.seek(records[name].start)
-        example = _checked(stream, records[name].size, records[name].where)
-    try:
-        return parse_example(memoryview(example), camera)
-    except (ValueError, IndexError, KeyError) as error:
-        raise _damaged(records[name].where, f"is not one of Berkeley's, {error}") from error
-
-
-def parse_example(example: memoryview, camera: str) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (T, 64, 64, 3) uint8 and conditions (T, 7) float32 of a serialized Example. Raises ValueError."""
-    entries = [dict(_fields(entry)) for _, features in _fields(example) for _, entry in _fields(features)]
-    named = {bytes(entry[1]): entry[2] for entry in entries}    # a Feature is a list of kind 1, bytes, or 2, float
-
     def value(name: str, kind: int, size: int) -> memoryview:
-        found = [(number, content) for number, values in _fields(named.get(name.encode(), memoryview(b"")))
+        found = [(number, content) for number, values in _fields(features.get(name.encode(), memoryview(b"")))
                  for _, content in _fields(values)]
         if [(number, len(content)) for number, content in found] != [(kind, size)]:
             raise ValueError(f"{name} holds {len(found)} values of {sum(len(content) for _, content in found)} bytes, "
                              f"expected one of {size}")
         return found[0][1]
 
-    frames = [value(f"{t}/image_{camera}/encoded", 1, FRAME_SIZE * FRAME_SIZE * 3) for t in range(LENGTH)]
-    numbers = [value(f"{t}/{name}", 2, 4 * count) for t in range(LENGTH) for name, count in NUMBERS.items()]
-    conditions = np.frombuffer(b"".join(numbers), "<f4").reshape(LENGTH, -1)
-    if not np.isfinite(conditions).all():
-        raise ValueError("its actions or positions hold NaN or infinity")
+    with open(records[name].path, "rb") as stream:
+        stream.seek(records[name].start)
+        example = memoryview(_checked(stream, records[name].size, records[name].where))
+    try:
+        entries = [dict(_fields(entry)) for _, entries in _fields(example) for _, entry in _fields(entries)]
+        features = {bytes(entry[1]): entry[2] for entry in entries}     # each a list of kind 1, bytes, or 2, float
+        frames = [value(f"{t}/image_{camera}/encoded", 1, FRAME_SIZE * FRAME_SIZE * 3) for t in range(LENGTH)]
+        numbers = [value(f"{t}/{name}", 2, 4 * count) for t in range(LENGTH) for name, count in NUMBERS.items()]
+        conditions = np.frombuffer(b"".join(numbers), "<f4").reshape(LENGTH, -1)
+        if not np.isfinite(conditions).all():
+            raise ValueError("its actions or positions hold NaN or infinity")
+    except (ValueError, IndexError, KeyError) as error:
+        raise _damaged(records[name].where, f"is not one of Berkeley's, {error}") from error
     return np.frombuffer(b"".join(frames), np.uint8).reshape(LENGTH, FRAME_SIZE, FRAME_SIZE, 3), conditions
 
 
@@ -160,8 +152,6 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         yield key >> 3, message[at:at + size]
         at += size
 
-
-# ---- CRC-32C ----
 
 _BITS = np.arange(32, dtype=np.uint32)
 _TABLE = np.arange(256, dtype=np.uint32)

@@ -28,6 +28,7 @@ from lab5.model import CVAE
 Tensors = dict[str, torch.Tensor]
 CONDITION = 7                                   # values of a frame's condition: action 4, position 3
 NETWORKS = ("encoder", "decoder", "frame_predictor", "posterior")
+FOREIGN = {*sys.stdlib_module_names, "torch", "numpy"}         # packages that are not the student's own
 HARMLESS = re.compile(r"torch\.(nn\.modules|nn\.parallel|optim|amp)\..+|(argparse\.|types\.Simple)Namespace|"
                       r"(pathlib|datetime)\..+|collections\.defaultdict|builtins\.dict|numpy\.(dtype|ndarray)|"
                       r"numpy\._?core\.multiarray\.(scalar|_reconstruct)")
@@ -127,7 +128,9 @@ def _read(path: Path) -> Any:
             if damaged := archive.testzip():    # torch does not compare the checksums that it writes
                 raise ValueError(f"{damaged} does not match its checksum")
         names = get_unsafe_globals_in_checkpoint(path)
-        refused = sorted(name for name in names if not _is_harmless(name))
+        tops = {name: name.partition(".")[0] for name in names}         # some with their Python 2 names
+        refused = sorted(name for name, top in tops.items()
+                         if IMPORT_MAPPING.get(top, top) in FOREIGN and not HARMLESS.fullmatch(name))
         if not refused:
             inert = {name: Inert for name in names} | {"collections.defaultdict": lambda *factory: {}}
             with safe_globals([(stand_in, name) for name, stand_in in inert.items()]):
@@ -137,13 +140,6 @@ def _read(path: Path) -> Any:
                               f"{str(error):.160}); copy it again. {WAY_OUT}") from error
     raise CheckpointError(f"{path}: names {', '.join(refused)}, which trained weights do not need; it may be an attack "
                           f"and was not opened. If the file is your own, save it again without them. {WAY_OUT}")
-
-
-def _is_harmless(name: str) -> bool:
-    """Whether a checkpoint has reason to name this global: layers, optimizers, settings, the student's own classes."""
-    top = name.partition(".")[0]
-    top = IMPORT_MAPPING.get(top, top)          # pickles give some of Python's modules their Python 2 names
-    return bool(HARMLESS.fullmatch(name)) or top not in {*sys.stdlib_module_names, "torch", "numpy"}
 
 
 def _tensors(saved: Any) -> Tensors:
