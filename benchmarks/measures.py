@@ -21,13 +21,13 @@ import torch
 from benchmarks.reference import Reference
 from lab5 import metrics
 from lab5.config import Config, preset
-from lab5.data import Pack, open_pack, training_loader
-from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, keep_memory
-from lab5.model import CVAE
-from lab5.processes import cores
-from lab5.simulator import simulate
-from lab5.training import objective
-from lab5.workbook import machine, table
+from lab5.data import Pack, training_loader
+from lab5.evaluation import autocast, choose_device, choose_precision, evaluate
+from lab5.files import cores, tune_malloc
+from lab5.formats.tree import open_or_pack
+from lab5.model import CVAE, negative_elbo
+from lab5.robot.simulator import simulate
+from lab5.workbook.show import machine, table
 
 Row = tuple[str, float, float, str]             # what, the plain way's rate, the package's, the unit
 
@@ -68,7 +68,7 @@ def training_steps(config: Config, forced: bool, repeats: int) -> Row:
     def fast() -> None:
         with autocast(precision, device):
             terms = model.elbo_terms(*batch)
-        step(model, fast_optimizer, objective(config, terms, 1.0))
+        step(model, fast_optimizer, negative_elbo(config, terms, 1.0))
 
     def slow() -> None:
         mse, kl = plain(*batch)
@@ -103,7 +103,7 @@ def reading(root: Path, pack: Pack, config: Config) -> Row:
              for name in ("actions", "endeffector_positions")]
 
     def from_pack() -> None:
-        for _ in training_loader(pack, config.length, config.batch_size, 1, 0, 4):
+        for _ in training_loader(pack, config, range(4)):
             pass
 
     before, after = fastest(from_tree, from_pack)
@@ -142,12 +142,12 @@ def best_of(root: Path, config: Config, samples: int = 100) -> tuple[float, floa
 
 
 def _best_of(root: Path, config: Config, samples: int) -> tuple[float, float]:
-    pack = open_pack(root, "test", progress=False)
+    pack = open_or_pack(root, "test", progress=False)
     model = CVAE(config, 7).to(choose_device()).eval()
-    evaluate(model, pack, protocols=("best",), best_of=1, progress=False)
+    evaluate(model, pack, protocols=("best_of_n",), best_of=1, progress=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    evaluate(model, pack, protocols=("best",), best_of=samples, progress=False)
+    evaluate(model, pack, protocols=("best_of_n",), best_of=samples, progress=False)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return len(pack) / (time.perf_counter() - started), grown / 1024
 
@@ -174,14 +174,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64, help="of the model (default: 64, full)")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    keep_memory()                                               # as training and evaluation do
+    tune_malloc()                                               # as training and evaluation do
     full, quick = preset("full", width=options.width), preset("quick")
     rows = [multiplying()] if choose_precision("auto", choose_device()) == "bfloat16" else []
     rows += [training_steps(full, forced, options.repeats) for forced in (True, False)]
     rows += [training_steps(quick, forced, options.repeats) for forced in (True, False)]
     with tempfile.TemporaryDirectory() as folder:
         simulate(folder, 48, 1, 16, progress=False)
-        rows.append(reading(Path(folder), open_pack(folder, "train", progress=False), full))
+        rows.append(reading(Path(folder), open_or_pack(folder, "train", progress=False), full))
         rate, grown = best_of(Path(folder), quick)
     rows += [scoring(), simulating()]
     print(f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n\n{report(rows)}\n\n"

@@ -10,6 +10,8 @@ import argparse
 import csv
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,14 +27,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.measures import fastest
-from lab5 import figures, parallel
 from lab5.config import Config, preset
-from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, keep_memory
-from lab5.model import CVAE
-from lab5.processes import cores
-from lab5.simulator import simulate
-from lab5.training import objective, read_history
-from lab5.workbook import machine
+from lab5.evaluation import autocast, choose_device, choose_precision, evaluate
+from lab5.files import cores, tune_malloc
+from lab5.formats.tree import open_or_pack
+from lab5.model import CVAE, negative_elbo
+from lab5.robot.simulator import simulate
+from lab5.training import read_history
+from lab5.workbook import figures
+from lab5.workbook.show import machine
 
 HERE = Path(__file__).parent
 COLUMNS = ("axis", "value", "teacher_forcing", "sequences_per_second", "gflop_per_sequence", "peak_mb")
@@ -54,7 +57,7 @@ def alone(function, *arguments):
 
 def training(config: Config, forced: bool) -> tuple[float, float, float]:
     """Sequences a second of forward and backward passes, GFLOP a sequence, and the peak memory in MB."""
-    keep_memory()
+    tune_malloc()
     device = choose_device()
     precision = choose_precision(config.precision, device)
     model = CVAE(config, 7).to(device, memory_format=torch.channels_last).train()
@@ -65,7 +68,7 @@ def training(config: Config, forced: bool) -> tuple[float, float, float]:
     def step() -> None:
         with autocast(precision, device):
             terms = model.elbo_terms(*batch)
-        objective(config, terms, 1.0).backward()
+        negative_elbo(config, terms, 1.0).backward()
         model.zero_grad(set_to_none=True)
 
     seconds, = fastest(step, repeats=3)
@@ -76,21 +79,20 @@ def training(config: Config, forced: bool) -> tuple[float, float, float]:
 
 def best_of(root: Path, config: Config, samples: int) -> tuple[float, float, float]:
     """Sequences a second of an evaluation, PSNR and SSIM included, and the peak memory in MB."""
-    from lab5.data import open_pack
-
-    pack, model = open_pack(root, "test", progress=False), CVAE(config, 7).to(choose_device()).eval()
-    evaluate(model, pack, protocols=("best",), best_of=1, progress=False)
+    pack, model = open_or_pack(root, "test", progress=False), CVAE(config, 7).to(choose_device()).eval()
+    evaluate(model, pack, protocols=("best_of_n",), best_of=1, progress=False)
     started = time.perf_counter()
-    evaluate(model, pack, protocols=("best",), best_of=samples, progress=False)
+    evaluate(model, pack, protocols=("best_of_n",), best_of=samples, progress=False)
     return len(pack) / (time.perf_counter() - started), float("nan"), peak()
 
 
 def together(root: Path, processes: int, epochs: int = 3) -> tuple[float, float, float]:
-    """Sequences a second of `lab5 train --processes`: the fastest epoch after the first."""
+    """Sequences a second of training in several processes: the fastest epoch after the first."""
     with tempfile.TemporaryDirectory() as run, mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
         settings = (f"epochs={epochs}", "batches_per_epoch=40", "validate_every=100", "validate_sequences=1")
-        parallel.launch(processes, ["train", "--preset", "quick", "--data", str(root), "--run", run,
-                                    *(part for setting in settings for part in ("--set", setting))])
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m",
+                   "lab5.cli", "train", "--preset", "quick", "--data", str(root), "--run", run]
+        subprocess.run([*command, *(part for setting in settings for part in ("--set", setting))], check=True)
         rates = [record["sequences_per_second"] for record in read_history(Path(run))]
     return max(rates[1:]), float("nan"), float("nan")
 

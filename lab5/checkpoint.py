@@ -49,7 +49,7 @@ def _read(path: Path) -> tuple[Tensors, Config, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-        config, facts = Config.from_json(metadata["config"]), dict(json.loads(metadata["facts"]))
+        config, facts = Config(**json.loads(metadata["config"])), dict(json.loads(metadata["facts"]))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint of this version of the package "
                               f"({type(error).__name__}: {error}). {WAY_OUT}") from error

@@ -1,8 +1,7 @@
 """One flat configuration for a run: every setting in one place, with its unit and its meaning.
 
-A `Config` is saved as ``config.json`` beside every run's checkpoints, and the model, the schedules and the loader are
-rebuilt from it alone. It is a pydantic model: a value of the wrong type, a value outside its range and an unknown name
-are refused. It knows nothing of torch.
+A `Config` is saved as ``config.json`` beside every run's checkpoints, and everything is rebuilt from it alone. It is a
+pydantic model: a value of the wrong type, a value outside its range and an unknown name are refused.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ Layers = Annotated[int, Field(gt=0, le=64)]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+# Settings of the machine, which decide no result: not in the hash, and free to change on resuming
 MACHINE_FIELDS = frozenset({"preset", "precision", "workers", "best_of"})
-"""Settings that decide no result, or only on which machine it is computed: not in the hash, and free on resuming."""
 
 
 class Config(BaseModel):
@@ -120,8 +119,7 @@ class Config(BaseModel):
     @property
     def hash(self) -> str:
         """Eight hex digits that identify what decides the result: all settings but `MACHINE_FIELDS`."""
-        decisive = self.model_dump(exclude=MACHINE_FIELDS)
-        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:8]
+        return hashlib.sha256(self.model_dump_json(exclude=MACHINE_FIELDS).encode()).hexdigest()[:8]
 
     def differences(self, other: Config) -> list[str]:
         """The settings that decide the result and differ, as "lr: 0.001 here, 0.002 there"."""
@@ -136,20 +134,11 @@ class Config(BaseModel):
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Config:
-        """Build from what `to_json` wrote. Raises ValueError when it is something else."""
-        settings = json.loads(text)
-        if not isinstance(settings, dict):
-            raise ValueError(f"holds a {type(settings).__name__}, expected an object of settings")
-        return cls(**settings)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Config:
+    def load(cls, path: Path) -> Config:
         """Read a ``config.json``. Raises ValueError that names the file when it is not one."""
-        path = Path(path)
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: {error}. Correct the file, or choose another run folder") from error
 
 

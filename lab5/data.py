@@ -110,10 +110,10 @@ class Batch:
 
 
 class Windows(Dataset):
-    """Windows of `length` frames, one of each sequence of a pack.
+    """Windows of `length` frames, one of each sequence of a pack; DataError where the sequences are shorter.
 
-    Without a seed the first frames (evaluation). With one a random window that depends only on (seed, epoch of the
-    data, index), not on the worker that draws it. Raises DataError when the sequences are shorter than a window.
+    Without a seed the first frames (evaluation). With one a random window that depends only on (seed, pass, index),
+    not on the worker that draws it.
     """
 
     def __init__(self, pack: Pack, length: int, seed: int | None = None) -> None:

@@ -18,10 +18,9 @@ def full_precision(values: torch.Tensor) -> torch.Tensor:
 
 
 def reparameterize(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """z = mu + sigma * noise: the noise is an input, so gradients reach mu and sigma.
+    """z = mu + sigma * noise, all of one shape: the noise is an input, so gradients reach mu and sigma.
 
-    The network puts out log sigma^2, so exp(logvar / 2) is always positive (Kingma & Welling 2014,
-    section 2.4). All shapes are equal.
+    The network puts out log sigma^2, so sigma is positive whatever it says (Kingma & Welling 2014, section 2.4).
     """
     return mu + torch.exp(0.5 * logvar) * noise
 
@@ -60,10 +59,7 @@ class FramePredictor(EmbedLSTM):
 
 
 class GaussianLSTM(EmbedLSTM):
-    """A recurrent diagonal Gaussian, a posterior or a learned prior (Denton & Fergus 2018).
-
-    (T, B, n_in) -> mu and logvar, each (T, B, z_dim), in float32 or wider.
-    """
+    """A posterior or learned prior (Denton & Fergus 2018): (T, B, n_in) -> mu and logvar (T, B, z_dim), >= float32."""
 
     def __init__(self, n_in: int, z_dim: int, hidden: int, layers: int) -> None:
         super().__init__(n_in, hidden, layers)

@@ -72,10 +72,7 @@ class ConvBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """VGG-64 (Denton & Fergus 2018, appendix): (N, 3, 64, 64) -> h (N, g_dim) in (-1, 1), and the skips.
-
-    `n_condition`: size of the condition of its conditional convolutions, 0 for plain ones.
-    """
+    """VGG-64 (Denton & Fergus 2018, appendix): (N, 3, 64, 64) -> h (N, g_dim) in (-1, 1), and the skips."""
 
     def __init__(self, width: int, g_dim: int, n_condition: int = 0) -> None:
         super().__init__()
@@ -98,9 +95,9 @@ class Encoder(nn.Module):
 class Aligner(nn.Module):
     """Warps skip features to where they belong at each step, by a flow that the decoder's state predicts.
 
-    A flow (N, 2, H, W) holds, in pixels, the offset at which each position's feature is sampled. The coarser level's flow
-    is refined, as in optical-flow pyramids (Ranjan & Black 2017), and the flow starts at zero: the identity. Our
-    own design, with the aim of HAF-SVG (Lin, Yuan & Li 2020), whose equations we could not read.
+    A flow (N, 2, H, W) holds the offset, in pixels, at which each position's feature is sampled. The coarser level's
+    flow is refined (Ranjan & Black 2017), from zero at the start. Our own design, with the aim of HAF-SVG (Lin, Yuan &
+    Li 2020), whose equations we could not read.
     """
 
     def __init__(self, channels: int) -> None:
@@ -157,10 +154,7 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """The encoder's mirror: g and an earlier frame's skips -> a frame in (0, 1).
 
-    Args:
-        n_condition: size of the condition of its conditional convolutions; 0 for plain ones.
-        aligned: whether the skips are warped to the frame to predict.
-        z_channels: channels of the latent maps at 8x8 and 16x16; 0 for none.
+    `n_condition` and `z_channels` are 0 for plain convolutions and for no latent maps (at 8x8 and 16x16).
     """
 
     def __init__(self, width: int, g_dim: int, n_condition: int = 0, aligned: bool = False,
@@ -183,17 +177,15 @@ class Decoder(nn.Module):
 
     def forward(self, g: torch.Tensor, skips: Maps, condition: torch.Tensor, noise: Maps,
                 target_maps: Maps | None = None) -> tuple[torch.Tensor, Maps]:
-        """Decode consecutive steps.
+        """Decode consecutive steps: frames (T*B, 3, 64, 64), and the KL of each latent map, (T*B, z_channels) nats.
 
         Args:
             g: (T, B, g_dim).
             skips: four maps (T or 1, B, C, H, W) from `convolve_skips`; those of one frame serve all steps.
             condition: (T, B, c).
-            noise: (T*B, z_channels, H, W) for each latent map, from 8x8 up; none where there are no latent maps.
-            target_maps: the encoder's four maps (T*B, ...) of the frames to predict, from 64x64 down; with them the
-                latent maps come from the posterior, without them from the prior.
-        Returns:
-            frames (T*B, 3, 64, 64) in (0, 1), and the KL of each latent map, (T*B, z_channels) in nats.
+            noise: (T*B, z_channels, H, W) for each latent map, from 8x8 up.
+            target_maps: the encoder's maps (T*B, ...) of the frames to predict, from 64x64 down; with them the latent
+                maps come from the posterior, without them from the prior.
         """
         condition = condition.flatten(0, 1)
         features = self.activation(self.from_vector(g.flatten(0, 1)[:, :, None, None]), condition)   # (T*B, 8 w, 4, 4)

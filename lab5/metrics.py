@@ -14,15 +14,9 @@ GRADES = ((25.0, 1.0), (24.0, 0.9), (23.0, 0.8), (22.0, 0.7), (21.0, 0.6), (20.0
 def psnr(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """The graded measure: 10 log10(1 / mse) of each channel of each frame, then the mean over channels.
 
-    Taking the logarithm per channel and frame is what the lab's `finn_eval_seq` does (after Finn et al.
-    2016). Pooling the squared error over channels, frames or sequences first gives another, lower number.
-
-    Args:
-        prediction, truth: (..., C, H, W) in [0, 1].
-    Returns:
-        (...,) in dB, at most `PSNR_CEILING`.
-    Raises:
-        ValueError: shapes differ.
+    (..., C, H, W) in [0, 1] -> (...,) in dB, at most `PSNR_CEILING`; ValueError where shapes differ. The logarithm per
+    channel and frame is that of the lab's `finn_eval_seq` (after Finn et al. 2016). Pooling the squared error over
+    channels, frames or sequences first gives another, lower number.
     """
     _same_shape(prediction, truth)
     mse = (prediction.float() - truth.float()).square().mean(dim=(-2, -1))          # (..., C)
@@ -32,12 +26,7 @@ def psnr(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 def ssim(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Structural similarity (Wang et al. 2004): 11x11 Gaussian window, sigma 1.5, mean over pixels and channels.
 
-    Args:
-        prediction, truth: (..., C, H, W) in [0, 1], H and W at least 11.
-    Returns:
-        (...,) at most 1.
-    Raises:
-        ValueError: shapes differ.
+    (..., C, H, W) in [0, 1], H and W at least 11 -> (...,) at most 1; ValueError where shapes differ.
     """
     _same_shape(prediction, truth)
     *lead, channels, height, width = truth.shape

@@ -1,7 +1,6 @@
-"""What changes while a run goes on, as pure functions of progress (0 at the first step, 1 at the last).
+"""What changes during a run, as pure functions of progress (0 at the first step, 1 at the last).
 
-Each takes the configuration and a number or numpy array of progress and returns the same shape, so
-that the training loop asks for one value and a figure for the whole curve.
+Each takes the configuration and a number or an array of progress and returns the same shape.
 """
 
 from __future__ import annotations
