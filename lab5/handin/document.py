@@ -61,7 +61,8 @@ def read_chapter(path: Path) -> Chapter:
         cells = nbformat.read(path, as_version=4).cells
     except Exception as error:                  # json, nbformat and its validation raise a dozen kinds
         raise ValueError(f"{path}: cannot be read ({str(error)[:80]}); `lab5 report` executes all notebooks") from error
-    if any(cell.execution_count is None for cell in cells if cell.cell_type == "code" and cell.source.strip()):
+    code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    if not all(cell.execution_count for cell in code) or "error" in [o.output_type for c in code for o in c.outputs]:
         raise ValueError(f"{path} was not executed to its end; `lab5 report` executes it again")
     chapter = Chapter()
     chapter.text = "\n\n".join(block for cell in _kept(cells) for block in _blocks(cell, chapter))

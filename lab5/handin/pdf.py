@@ -42,7 +42,7 @@ def find_fonts(details: Details) -> list[str]:
 def build(run: Path, chapters: list[Chapter], details: Details, facts: dict[str, str], appendices: str) -> dict:
     """Write ``RUN/report.pdf``; returns the page of every label. Equal input gives equal bytes.
 
-    `facts` are "headline", a sentence for the title page, and "date"; `appendices` is Markdown that follows the chapters.
+    `facts` are "headline", a sentence for the title page, and "date"; `appendices` is Markdown.
     Raises ValueError where a figure that the text shows is not in ``RUN/figures``, and what `find_fonts` raises.
     """
     for label in (label for chapter in chapters for label in chapter.labels if label.startswith("figure-")):

@@ -35,7 +35,6 @@ def find_notebooks(only: list[str] | None = None) -> list[Path]:
 def run_report(preset: str, run: str = "", data: str = "", only: list[str] | None = None) -> Run:
     """Execute the notebooks in order; copies with their outputs go to ``RUN/notebooks``, figures to ``RUN/figures``.
 
-    In a copy that was interrupted, the cells that did not run have no execution count.
     Raises ValueError on an unknown preset, parameter or notebook, and RuntimeError where a notebook stopped.
     """
     lab, notebooks = open_run(preset, run, data), find_notebooks(only)
@@ -77,10 +76,7 @@ def _show_epochs(run: Path, bar: tqdm) -> None:
 
 
 def find_details(path: Path | None, **given: str) -> Details:
-    """The student's details: those of a ``report.yaml`` (by default the project's), replaced by those given.
-
-    Raises ValueError on a file that is missing or not understood or that no font can print.
-    """
+    """The details of a ``report.yaml``, replaced by those given. Raises ValueError where no font can print them."""
     default = PROJECT / "report.yaml"
     details = Details.load(path or default) if path or default.exists() else Details()
     details = details.model_copy(update={name: value for name, value in given.items() if value})
@@ -89,10 +85,7 @@ def find_details(path: Path | None, **given: str) -> Details:
 
 
 def build_pdf(lab: Run, details: Details) -> tuple[list[Item], dict[str, int]]:
-    """Write ``RUN/report.pdf`` from the executed notebooks; returns the rubric's items and every label's page.
-
-    Raises ValueError, which names what the run folder lacks.
-    """
+    """Write ``RUN/report.pdf``; returns the rubric's items and each label's page. Raises ValueError on missing parts."""
     chapters = [read_chapter(lab.folder / "notebooks" / path.name) for path in find_notebooks()]
     if not (path := lab.folder / "provenance.json").exists():
         raise ValueError(f"{path} is missing; `lab5 report` writes it after the last notebook")

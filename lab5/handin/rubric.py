@@ -29,12 +29,10 @@ def check(lab: Run, chapters: list[Chapter], details: Details) -> list[Item]:
         if chapter is None:
             return Item(part, marks, False, remark=f"{label} is not in the report")
         found = _counts(lab, chapter) | {"scored_sequences": len(scores.names)}
-        lacks = [f"{found[what]} {what}, expected {count} or more" for what, count in least.items()
-                 if found[what] < count]
+        lacks = [f"{found[what]} {what}, expected {least[what]} or more" for what in least if found[what] < least[what]]
         return Item(part, marks, not lacks, label, "; ".join(lacks) or note)
 
     scores, few = lab.evaluation(), count_words(details.discussion) < 80
-    unnamed = not (details.student_id and details.name)
     return [
         point("Introduction", 5, "section-0", words=150),
         point("Derivation of the CVAE", 10, "section-1-3", formulas=8),
@@ -55,7 +53,8 @@ def check(lab: Run, chapters: list[Chapter], details: Details) -> list[Item]:
         point("Demo: average PSNR on the test set", 20, "section-9", describe(lab, scores),
               scored_sequences=len(lab.pack("test"))),
         Item("Demo: questions", 20, remark="asked in person; notebooks 01 to 08 close with what to say"),
-        Item("Title page", 0, remark="no student id or no name: give --id and --name, or write report.yaml" * unnamed)]
+        Item("Title page", 0, remark="no student id or name: give --id and --name, or write report.yaml"
+             * ("" in (details.student_id, details.name)))]
 
 
 def describe(lab: Run, scores: Evaluation) -> str:
