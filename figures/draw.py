@@ -69,7 +69,7 @@ def box(axes: Axes, x: float, y: float, text: str, kind: str, width: float = 0.6
     fill, edge = KINDS[kind]
     (a, b), w = (height / 2 * np.array(sides)), width / 2
     corners = [(x - w, y - a), (x - w, y + a), (x + w, y + b), (x + w, y - b)]
-    axes.add_patch(patches.Polygon(corners, fc=fill, ec=edge, lw=0.9, joinstyle="miter" if kind == "frame" else "round"))
+    axes.add_patch(patches.Polygon(corners, fc=fill, ec=edge, lw=0.9, joinstyle="round"))
     write(axes, x, y, text, color=INK, size=7.5)
     return Node(x, y, width, a + b)
 
@@ -107,8 +107,9 @@ def autoencoders() -> Figure:
     figure, axes = canvas(2.35)
     halves(axes, 2.77, 2.35, "Autoencoder", "Variational autoencoder")
     y = 1.62
-    chain(axes, box(axes, 0.22, y, "$x$", "frame", 0.3), encoder(axes, 0.82, y), box(axes, 1.38, y, "$z$", "latent", 0.26),
-          decoder(axes, 1.92, y), box(axes, 2.5, y, r"$\hat{x}$", "frame", 0.3))
+    chain(axes, box(axes, 0.22, y, "$x$", "frame", 0.3), encoder(axes, 0.82, y),
+          box(axes, 1.38, y, "$z$", "latent", 0.26), decoder(axes, 1.92, y),
+          box(axes, 2.5, y, r"$\hat{x}$", "frame", 0.3))
     chain(axes, box(axes, 3.08, y, "$x$", "frame", 0.3), encoder(axes, 3.68, y),
           box(axes, 4.34, y, "$\\mu$\n$\\log\\sigma^2$", "latent", 0.48, 0.46), circle(axes, 4.95, y, "$z$", 0.36),
           decoder(axes, 5.5, y), box(axes, 6.1, y, r"$\hat{x}$", "frame", 0.3))
@@ -142,8 +143,9 @@ def reparameterization() -> Figure:
             arrow(axes, (x + inner, 0.85), (x + inner, parameter.bottom[1]))
             arrow(axes, (x + inner, parameter.top[1]), (foot[0] - 0.07 * side * trick, foot[1]))
             if trick:
-                arrow(axes, (foot[0] + 0.07 * side, foot[1]), (x + outer, parameter.top[1]), colour=VERMILION, dashed=True)
-                arrow(axes, (x + outer, parameter.bottom[1]), (x + outer, 0.85), colour=VERMILION, dashed=True)
+                for start, end in (((foot[0] + 0.07 * side, foot[1]), (x + outer, parameter.top[1])),
+                                   ((x + outer, parameter.bottom[1]), (x + outer, 0.85))):
+                    arrow(axes, start, end, colour=VERMILION, dashed=True)
         arrow(axes, (x - 0.07, z.top[1]), (x - 0.07, loss.bottom[1]))
         arrow(axes, (x + 0.07, loss.bottom[1]), (x + 0.07, z.top[1]), colour=VERMILION, dashed=True)
     axes.plot(1.42, 2.3, "x", color=VERMILION, ms=7, mew=1.8, zorder=4)
@@ -225,7 +227,8 @@ def teacher_forcing() -> Figure:
         for step, (model, output) in enumerate(zip(models, outputs, strict=True)):
             arrow(axes, model.top, output.bottom)
             if step == 0 or forced:
-                arrow(axes, box(axes, x + step, 0.35, f"$x_{step + 1}$", "frame", 0.34, 0.36).top, model.bottom, colour=TEAL)
+                given = box(axes, x + step, 0.35, f"$x_{step + 1}$", "frame", 0.34, 0.36)
+                arrow(axes, given.top, model.bottom, colour=TEAL)
             else:
                 turn = model.left[0] + 0.08                                        # clear of the box above
                 arrow(axes, outputs[step - 1].right, (turn, 1.75), (turn, model.top[1]), colour=VERMILION)

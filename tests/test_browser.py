@@ -1,7 +1,7 @@
-"""The workbook as a student meets it: JupyterLab in a real browser, its cells run and its widgets operated.
+"""The workbook in JupyterLab in a real browser: its notebooks run and its widgets are operated.
 
-Chromium looks at the server that `make lab` starts, on small copies of the notebooks. A test sees what is on
-the screen, not what a widget holds. `LAB5_SCREENSHOTS=folder` leaves a picture of every notebook and widget.
+Chromium opens the server that `make lab` starts, on small copies of the notebooks. A test checks what is on the
+screen, not what a widget holds. `LAB5_SCREENSHOTS=folder` leaves a picture of every notebook and widget.
 """
 
 import os
@@ -22,7 +22,7 @@ import papermill
 import pytest
 from jupyter_server.serverapp import list_running_servers
 
-from lab5.report import find_notebooks
+from lab5.handin.report import find_notebooks
 from lab5.training import read_history
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
@@ -42,7 +42,7 @@ CODE_CELLS = """Array.from(jupyterapp.shell.currentWidget.content.model.cells, c
                 .filter(cell => cell.cell_type === 'code')"""
 
 
-# ---- the server, the browser, and a notebook that has run ----
+# The server, the browser, and a notebook that has run ----------------------------------------------------
 
 @pytest.fixture(scope="module")
 def lab(tiny_root, tmp_path_factory):
@@ -80,7 +80,7 @@ def listens(server: dict) -> bool:
 
 @pytest.fixture(scope="module")
 def browser(lab):
-    """Chromium, with the token shown at the door and no other machine in sight."""
+    """Chromium, logged in with the token, without a way to other machines."""
     with sync_api.sync_playwright() as playwright:
         try:
             chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"),
@@ -98,10 +98,10 @@ def browser(lab):
 def tab(browser, request):
     """A tab of its own for a notebook, whose cells have all run; the kernel goes with the tab."""
     tab = browser.new_page()
-    tab.complaints = []                                              # errors in the browser's console
-    tab.on("console", lambda message: message.type == "error" and tab.complaints.append(
+    tab.errors = []                                              # errors in the browser's console
+    tab.on("console", lambda message: message.type == "error" and tab.errors.append(
         f"{message.text} ({message.location['url']})"))
-    tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    tab.on("pageerror", lambda error: tab.errors.append(str(error)))
     try:
         run_all(tab, request.param)
         yield tab
@@ -112,9 +112,9 @@ def tab(browser, request):
 
 @pytest.fixture
 def page(tab):
-    """A notebook that has run, asked for with `on`; tests of one notebook share its tab. None may draw a complaint."""
+    """A notebook that has run, named with `on`; tests of one notebook share its tab. No error may be logged."""
     yield tab
-    assert not tab.complaints
+    assert not tab.errors
 
 
 def on(*notebooks: str):
@@ -137,7 +137,7 @@ def run_all(page, notebook: str) -> None:
     assert page.evaluate("window.fine")
 
 
-# ---- a student's hands and eyes ----
+# A student's hands and eyes ------------------------------------------------------------------------------
 
 def soon(look, otherwise=lambda: "it does not come", seconds: float = 30):
     """What `look()` finds, as soon as it finds anything; fails with the words of `otherwise()` if it never does."""
@@ -217,7 +217,7 @@ def photograph(place, name: str) -> None:
         place.page.screenshot(path=Path(SCREENSHOTS) / f"{name}-{theme.split()[1].lower()}.png")
 
 
-# ---- what must hold ----
+# What must hold ------------------------------------------------------------------------------------------
 
 def test_make_lab_serves_this_machine_only_and_asks_for_its_token(lab):
     assert lab["hostname"] == "127.0.0.1" and lab["token"]
@@ -227,7 +227,7 @@ def test_make_lab_serves_this_machine_only_and_asks_for_its_token(lab):
 
 
 @on(*(path.stem for path in NOTEBOOKS))
-def test_a_notebook_runs_from_top_to_bottom_without_complaint(page, request):
+def test_a_notebook_runs_from_top_to_bottom_without_an_error(page, request):
     name = request.node.callspec.params["tab"]
     photograph(page.locator(".jp-Cell").first, name)
     widgets = page.locator(f"{OUTPUT}:has(.jupyter-widgets):not(:has(.widget-hprogress))")
@@ -235,12 +235,11 @@ def test_a_notebook_runs_from_top_to_bottom_without_complaint(page, request):
         photograph(widget, f"{name}-{number}")
 
 
-# ---- the widgets ----
-
+# The widgets ---------------------------------------------------------------------------------------------
 
 @on("06_timesteps")
 def test_a_prediction_can_be_stepped_through(page, capsys):
-    """A key moves picture, words and cursor; play moves on by itself."""
+    """A key moves picture, words and cursor; play continues by itself."""
     player = board(page, "teacher forcing")
     prediction, words = panel(player, "prediction"), player.get_by_text(re.compile(r"^frame \d+: "))
     player.scroll_into_view_if_needed()
@@ -266,10 +265,10 @@ def test_another_future_can_be_asked_for(page):
     player = board(page, "teacher forcing")
     truth, prediction = panel(player, "truth"), panel(player, "prediction")
     press(player, "frame", "End")
-    player.locator(".widget-toggle-button", has_text="worst").click()
+    button(player, "worst").click()
     number = control(player, "sequence").locator("input")
     worst = number.input_value()
-    assert changes(truth.screenshot, player.locator(".widget-toggle-button", has_text="best").click)
+    assert changes(truth.screenshot, button(player, "best").click)
     assert number.input_value() != worst
     assert changes(prediction.screenshot, lambda: choose(player, "z from", "posterior"))
     curve = player.locator("svg polyline")
@@ -289,7 +288,7 @@ def test_the_robot_can_be_driven(page, lab):
     start = robot.screenshot()
     assert changes(robot.screenshot, button(wheel, "→").click)
     assert changes(model.screenshot, button(wheel, "↑").click)
-    expect(wheel.get_by_text(re.compile("^2 steps, "))).to_be_visible()
+    expect(wheel.get_by_text(re.compile("^2 of 28 steps"))).to_be_visible()
     assert changes(ahead.screenshot, lambda: drag(wheel, "dy [m]", 0))
     photograph(wheel, "drive")
     button(wheel, "save GIF").click()
@@ -335,9 +334,10 @@ def test_a_training_can_be_watched_and_stopped(browser, lab, tiny_root):
     run = folder.parent / "stopped"
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(
-        f"from pathlib import Path\nfrom lab5.config import preset\nfrom lab5.workbook import Workbook\n"
-        f"book = Workbook(preset('smoke', epochs=2000), Path({str(run)!r}), Path({str(tiny_root)!r}))\n"
-        "with book.live() as view:\n    book.train(view)")])
+        f"from pathlib import Path\nfrom lab5.config import preset\nfrom lab5.workbook.live import View\n"
+        f"from lab5.workbook.run import Run\n"
+        f"lab = Run(preset('smoke', epochs=2000), Path({str(run)!r}), Path({str(tiny_root)!r}))\n"
+        "with View(lab) as view:\n    lab.train(view)")])
     nbformat.write(notebook, folder / "stop.ipynb")
     page = browser.new_page()
     page.goto("lab/workspaces/stop/tree/stop.ipynb")
@@ -345,7 +345,7 @@ def test_a_training_can_be_watched_and_stopped(browser, lab, tiny_root):
     page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
     curves = page.locator(f"{OUTPUT} img").first
     expect(curves).to_be_visible(timeout=60_000)
-    assert changes(lambda: curves.get_attribute("src"), lambda: None)           # it goes on by itself
+    assert changes(lambda: curves.get_attribute("src"), lambda: None)           # the next epoch, by itself
     photograph(curves, "live")
     button(page, "stop after this epoch").click()
     words = page.get_by_text(re.compile(r"Stopped after epoch \d+ of 2000"))

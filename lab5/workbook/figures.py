@@ -38,16 +38,19 @@ MOST = 16                                       # numbers over or under a strip
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the workbook's style, whatever the notebook has set."""
+    """Draw in the workbook's style, whatever the notebook has set, and keep the layout as it is, for equal bytes."""
     @functools.wraps(draw)
     def wrapper(*args: Any, **kwargs: Any) -> Figure:
         with matplotlib.style.context(STYLE, after_reset=True):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            return figure
     return wrapper
 
 
 def _figure(height: float) -> Figure:
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    return Figure(figsize=(WIDTH, height), dpi=200, layout="constrained")      # as saved: widths of texts vary
 
 
 # Curves --------------------------------------------------------------------------------------------------
@@ -368,6 +371,7 @@ def _fit(figure: Figure) -> Figure:
     figure.set_figheight(WIDTH)                                 # more than it needs, so that its width decides
     figure.draw_without_rendering()
     figure.set_figheight(figure.axes[0].get_tightbbox().height / figure.dpi + 0.16)
+    figure.draw_without_rendering()                             # the layout begins from the last one
     return figure
 
 

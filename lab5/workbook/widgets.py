@@ -175,15 +175,19 @@ class Futures:
         `mode`: "sample" or "mean" of the prior, or "posterior", which knows each frame before it is predicted;
         `forced`: whether each step is given the true previous frame.
         """
-        (frames, condition), n_past, device = self.window(index), self.config.n_past, next(self.model.parameters()).device
+        frames, condition = self.window(index)
+        n_past, device = self.config.n_past, self.model.condition_mean.device
         noise = self.noise(index, sample) * float(mode != "mean")
         if mode != "posterior" and not forced:
             future = predict(self.model, frames, condition, noise)
         else:
             video, condition, noise = to_video(frames.to(device)), condition.to(device), noise.to(device)
             with torch.inference_mode(), autocast(choose_precision("auto", device), device):
-                future = (self.model.predict_one_step(video, condition, noise) if mode != "posterior" else
-                          self.model.elbo_terms(video, condition, noise, [forced] * self.steps).predictions[n_past - 1:])
+                if mode == "posterior":
+                    terms = self.model.elbo_terms(video, condition, noise, [forced] * self.steps)
+                    future = terms.predictions[n_past - 1:]
+                else:
+                    future = self.model.predict_one_step(video, condition, noise)
         future = future.float().cpu()
         scores = psnr(future, to_video(frames[n_past:]))[:, 0].numpy()
         return np.concatenate([as_pictures(frames[:n_past, 0]), as_pictures(future[:, 0])]), scores
