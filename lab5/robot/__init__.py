@@ -1,0 +1,1 @@
+"""A simulated robot that pushes toys: the data set of the workbook where BAIR is not at hand."""
