@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable
+from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lab5.config import PRESETS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 it could not be done, 2 wrong arguments."""
+    """Run one command; returns the exit status: 0 done, 1 it could not be done, 2 wrong arguments, 130 Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         return options.action(options) or 0
@@ -21,131 +22,101 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"lab5 {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nlab5 {options.command}: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"\nlab5 {options.command}: stopped; the same command resumes from here", file=sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lab5", description="Conditional VAE for video prediction: the workbook's commands.")
+    parser = argparse.ArgumentParser(prog="lab5", description="Conditional VAE for video prediction: the workbook.")
     commands = parser.add_subparsers(dest="command", required=True)
+    run, student = (argparse.ArgumentParser(add_help=False) for _ in range(2))
+    run.add_argument("--preset", choices=PRESETS, default="quick")
+    run.add_argument("--run", default="", type=_absolute, help="run folder (default: runs/PRESET in the project)")
+    run.add_argument("--data", default="", type=_absolute, help="data set's folder (default: the simulated robot)")
+    student.add_argument("--id", default="", help="student id, for the title page and the zip's name")
+    student.add_argument("--name", default="", help="student's name")
+    student.add_argument("--details", type=Path, metavar="YAML",
+                         help="file with student_id, name, language (en or zh), discussion (default: report.yaml)")
 
-    def command(name: str, action, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+    def command(action, text: str, *parents: argparse.ArgumentParser):
+        sub = commands.add_parser(action.__name__[1:], help=text, description=text, parents=parents)
         sub.set_defaults(action=action)
-        return sub
+        return sub.add_argument
 
-    def folder_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--preset", choices=PRESETS, default="quick")
-        sub.add_argument("--run", default="", type=_absolute, help="run folder (default: runs/PRESET in the project)")
-
-    def run_options(sub: argparse.ArgumentParser) -> None:
-        folder_options(sub)
-        sub.add_argument("--data", default="", type=_absolute,
-                         help="folder that holds processed_data (default: the simulated robot)")
-
-    sub = command("simulate", _simulate, "write a simulated robot-pushing set in the lab's layout")
-    sub.add_argument("root", type=Path, help="folder that gets processed_data")
+    add = command(_simulate, "write a simulated robot-pushing set in the lab's layout")
+    add("root", type=Path, help="folder that gets processed_data")
     for split, count in (("train", 576), ("validate", 32), ("test", 64)):
-        sub.add_argument(f"--{split}", type=int, default=count, help=f"sequences (default: {count})")
-    sub.add_argument("--length", type=int, default=30, help="frames a sequence (default: 30)")
-    sub.add_argument("--seed", type=_at_least(0), default=1)
-    sub.add_argument("--workers", type=_at_least(1),
-                     help="processes (default: one a core); the frames do not depend on it")
+        add(f"--{split}", type=int, default=count, help=f"sequences (default: {count})")
+    add("--length", type=int, default=30, help="frames of a sequence (default: 30)")
+    add("--seed", type=_number, default=1)
+    add("--workers", type=_positive, help="processes (default: one per core); the frames do not depend on it")
 
-    sub = command("download", _download, "fetch Berkeley's BAIR archive (32 GB), or go on with it")
-    sub.add_argument("url", nargs="?", default="", help="another address of it, or any file's (default: Berkeley's)")
-    sub.add_argument("--to", type=Path, metavar="PATH", help="file or folder for it (default: its own name, here)")
-    sub.add_argument("--sha256", default="", metavar="HEX", help="what it must have (default: known for Berkeley's)")
+    add = command(_pack, "pack a data set into memory maps for fast reading, or Berkeley's TFRecords")
+    add("source", type=Path, help="folder that holds processed_data, or folder or tar of softmotion30_44k")
+    add("--to", type=Path, metavar="ROOT", help="of TFRecords: folder that gets packed")
+    add("--camera", choices=("aux1", "main"), default="aux1", help="of TFRecords: whose frames (default: aux1)")
+    command(_check, "count the sequences and name every problem of a data set and of its packs")("root", type=Path)
 
-    sub = command("import", _import, "bring real BAIR from Berkeley's TFRecords or the lab's zip, read in place")
-    sub.add_argument("source", type=Path, help="folder or tar of softmotion30_44k, or zip of processed_data")
-    sub.add_argument("root", type=Path, help="folder that gets packed, or with --tree processed_data")
-    sub.add_argument("--camera", choices=("aux1", "main"), default="aux1",
-                     help="whose frames (default: aux1, the lab's)")
-    sub.add_argument("--tree", action="store_true", help="write the lab's folders of PNGs and tables")
+    add = command(_train, "train, or resume the run in the folder", run)
+    add("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[], type=_setting,
+        help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
+    add("--from", dest="source", default="", type=_absolute, metavar="RUN",
+        help="begin with the best weights of another run, at their epoch, e.g. with a lower lr")
+    add("--processes", type=_positive, default=1, help="train in several processes, one per GPU or core")
+    command(_evaluate, "score a run's best weights on the test split", run)
+    command(_demo, "score the weights that come with the workbook on the simulated robot's test split")
 
-    sub = command("check", _check, "count the sequences and name every problem of a data set or of its pack")
-    sub.add_argument("root", type=Path, help="folder that holds processed_data or packed, or what can be imported")
+    add = command(_convert, "make a run folder of a checkpoint of the course's template or of SVG")
+    add("checkpoint", type=Path, metavar="MODEL.PTH", help="read without running what is in it")
+    add("run", type=Path, nargs="?", metavar="RUN", help="new folder (default: MODEL_lab5 beside it)")
+    add("--condition", choices=("previous", "target"), default="previous",
+        help="which step's action and position the predictor was given (default: previous, cond[i-1])")
+    add("--order", choices=["".join(letters) for letters in permutations("hzc")], default="hzc",
+        help="order in which h, z and condition were concatenated (default: hzc)")
+    add("--skip", choices=("context", "early", "latest"), default="", help="the decoder's skips: of the last context "
+        "frame, of the one before it (i < n_past; default), or of the newest frame (default with last_frame_skip)")
 
-    sub = command("pack", _pack, "pack a data set into memory maps, once, for fast reading")
-    sub.add_argument("root", type=Path, help="folder that holds processed_data")
+    add = command(_sweep, "compare settings, one change at a time, under equal budgets", run)
+    add("--choices", choices=("core", "extras", "full"), default="core", help="(default: core)")
+    add("--seeds", type=_positive, default=1, help="runs of each option (default: 1)")
+    add("--share", type=_share, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
 
-    sub = command("train", _train, "train, or go on with the run in the folder")
-    run_options(sub)
-    sub.add_argument("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[],
-                     help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
-    sub.add_argument("--from", dest="source", default="", type=_absolute, metavar="RUN",
-                     help="begin with the best weights of another run, at their epoch, e.g. with a lower lr")
-    sub.add_argument("--processes", type=_at_least(1), default=1, help="train in several processes, one a GPU or core")
-
-    sub = command("watch", _watch, "print a line an epoch of a run that is trained elsewhere, until it is finished")
-    folder_options(sub)
-
-    sub = command("evaluate", _evaluate, "score a run's best weights on the test split")
-    run_options(sub)
-
-    command("demo", _demo, "score the weights that come with the workbook on the simulated robot's test split")
-
-    sub = command("convert-checkpoint", _convert_checkpoint, "make a run folder of the course template's model.pth")
-    sub.add_argument("checkpoint", type=Path, metavar="MODEL.PTH", help="read without running what is in it")
-    sub.add_argument("run", type=Path, nargs="?", metavar="RUN", help="new folder (default: MODEL_lab5 beside it)")
-    sub.add_argument("--condition", choices=("previous", "target"), default="previous",
-                     help="which step's action and position the predictor was given (default: previous, cond[i-1])")
-    sub.add_argument("--order", choices=["".join(letters) for letters in permutations("hzc")], default="hzc",
-                     help="its input: h, z and condition as they were concatenated (default: hzc)")
-    sub.add_argument("--skip", choices=("context", "early", "latest"), default="",
-                     help="the decoder's skips: of the last context frame (default), of the one before it (the "
-                     "template's i < n_past), or of the newest frame (default where args say last_frame_skip)")
-
-    sub = command("sweep", _sweep, "compare settings, one change at a time, under equal budgets")
-    run_options(sub)
-    sub.add_argument("--choices", choices=("core", "extras", "full"), default="core",
-                     help="core: KL schedule, teacher forcing and extras; full: every choice (default: core)")
-    sub.add_argument("--seeds", type=_at_least(1), default=1, help="runs of each option (default: 1)")
-    sub.add_argument("--share", type=_share, default=0.1,
-                     help="length of a run, a share of the preset's (default: 0.1)")
-
-    def student_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--id", default="", help="student id, for the title page and the zip's name")
-        sub.add_argument("--name", default="", help="student's name")
-        sub.add_argument("--details", type=Path, metavar="YAML",
-                         help="file with student_id, name, language (en or zh) and discussion (default: report.yaml)")
-
-    sub = command("report", _report, "run every notebook, export every figure, make the PDF, print the grade")
-    run_options(sub)
-    student_options(sub)
-    sub.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
-
-    sub = command("rubric", _rubric, "make the PDF of a run that is there, and say what a grader would miss")
-    run_options(sub)
-    student_options(sub)
-
-    sub = command("submit", _submit, "pack what is handed in: report, source, notebooks, figures")
-    run_options(sub)
-    student_options(sub)
-    sub.add_argument("--to", type=Path, default=Path(), help="folder for the zip (default: this one)")
-    sub.add_argument("--weights", action="store_true", help="put the weights in as well")
-    sub.add_argument("--verify", action="store_true", help="unpack the zip and run its workbook with the smoke preset")
+    add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run, student)
+    add("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
+    add("--pdf", action="store_true", help="only make the PDF again, and list what a grader would miss")
+    add = command(_submit, "zip what is handed in: report, source, notebooks, figures", run, student)
+    add("--to", type=Path, default=Path(), help="folder for the zip (default: this one)")
+    add("--weights", action="store_true", help="include the weights")
+    add("--verify", action="store_true", help="unpack the zip and run its workbook with the smoke preset")
     return parser
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    """What reads a number of an option, and refuses one below the least."""
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
-        return int(text)
-    return number
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def _share(text: str) -> float:
-    try:
+    with suppress(ValueError):
         if 0 < float(text) <= 1:
             return float(text)
-    except ValueError:
-        pass
     raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+
+
+def _setting(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE")
+    with suppress(json.JSONDecodeError):
+        return name, json.loads(value)
+    return name, value                                          # a word, such as cyclical
 
 
 def _absolute(path: str) -> str:
@@ -153,175 +124,124 @@ def _absolute(path: str) -> str:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    from lab5.simulator import simulate
+    from lab5.robot.simulator import simulate
 
     simulate(options.root, options.train, options.validate, options.test, options.length, options.seed, options.workers)
     print(f"{options.train} / {options.validate} / {options.test} sequences of {options.length} frames "
           f"in {options.root / 'processed_data'}")
 
 
-def _download(options: argparse.Namespace) -> None:
-    from lab5.download import BAIR_URL, download
+def _pack(options: argparse.Namespace) -> None:
+    from lab5.formats import bair, tree
 
-    print(download(options.url or BAIR_URL, options.to, options.sha256))
-
-
-def _import(options: argparse.Namespace) -> None:
-    from lab5.importer import import_set
-
-    counts = import_set(options.source, options.root, options.camera, options.tree)
-    print(", ".join(f"{split} {count:,}" for split, count in counts.items())
-          + f" sequences in {options.root / ('processed_data' if options.tree else 'packed')}")
+    if options.to:
+        counts = bair.import_bair(options.source, options.to, options.camera)
+        print(", ".join(f"{split} {count:,}" for split, count in counts.items()), "sequences")
+    else:
+        tree.pack_tree(options.source)
+    print(f"packed into {(options.to or options.source) / 'packed'}")
 
 
 def _check(options: argparse.Namespace) -> int:
-    from lab5.importer import check
+    from lab5.formats.tree import check
 
-    counts, problems = check(options.root)
-    for problem in problems:
-        print(problem)
-    counts = ", ".join(f"{split} {count:,}" for split, count in counts.items())
-    print(f"{options.root}: {counts or 'no'} sequences, {len(problems)} problem{'s' * (len(problems) != 1)}")
-    return 1 if problems else 0
-
-
-def _pack(options: argparse.Namespace) -> None:
-    from lab5.packs import pack
-
-    pack(options.root)
-    print(f"packed into {options.root / 'packed'}")
+    lines, problems = check(options.root)
+    print(*problems, *lines, f"{len(problems)} problems", sep="\n")
+    return bool(problems)
 
 
 def _train(options: argparse.Namespace) -> None:
-    from lab5 import parallel
-    from lab5.workbook import Workbook, open_book
+    from lab5.training import init_from, launch
+    from lab5.workbook.run import Run, open_run
 
+    changes = dict(options.settings)
     if options.source:
-        book = _branch(options)
+        if not options.run:
+            raise ValueError("--from needs --run, a new folder for the run that begins with those weights")
+        source, folder = open_run(options.preset, options.source, options.data), Path(options.run)
+        lab = Run(init_from(source.folder, folder, **changes), folder, source.data)
     else:
-        book = open_book(options.preset, options.run, options.data)
-        if options.settings:
-            book = Workbook(PRESETS[options.preset].replace(**_changes(options.settings)), book.run, book.data)
+        lab = open_run(options.preset, options.run, options.data)
+        if changes:
+            lab = Run(PRESETS[options.preset].replace(**changes), lab.folder, lab.data)
     if options.processes > 1:
-        book.prepare()
-        chosen = [argument for setting in options.settings for argument in ("--set", setting)]
-        parallel.launch(options.processes, ["train", "--preset", options.preset, "--run", str(book.run),
-                                            "--data", str(book.data), *chosen])
+        lab.prepare()
+        settings = [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+        launch(options.processes, ["train", "--preset", options.preset, "--run", str(lab.folder), "--data",
+                                   str(lab.data), *settings])
         return
-    history = book.train()
-    if parallel.join().is_first:
+    history = lab.train()
+    if os.environ.get("RANK", "0") == "0":                      # of several processes one reports
         scored = [record["psnr"] for record in history if record["psnr"] is not None]
-        print(f"{len(history)} epochs in {book.run}; best validation PSNR {max(scored):.2f} dB")
-    parallel.leave()
-
-
-def _watch(options: argparse.Namespace) -> None:
-    from lab5.live import lines
-    from lab5.workbook import open_book
-
-    for line in lines(open_book(options.preset, options.run).run):
-        print(line, flush=True)
-
-
-def _branch(options: argparse.Namespace):
-    """The run folder that begins with another run's best weights, on that run's data."""
-    from lab5.training import branch
-    from lab5.workbook import Workbook, open_book
-
-    if not options.run:
-        raise ValueError("--from needs --run, a new folder for the run that goes on from those weights")
-    source = open_book(options.preset, options.source, options.data)
-    return Workbook(branch(source.run, Path(options.run), **_changes(options.settings)), Path(options.run), source.data)
-
-
-def _changes(settings: list[str]) -> dict:
-    changes = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set {setting}: expected NAME=VALUE")
-        try:
-            changes[name] = json.loads(value)
-        except json.JSONDecodeError:
-            changes[name] = value                               # a word, such as cyclical
-    return changes
+        print(f"{len(history)} epochs in {lab.folder}; best validation PSNR {max(scored, default=float('nan')):.2f} dB")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from lab5.report import summary
-    from lab5.workbook import open_book
+    from lab5.handin.report import summary
+    from lab5.workbook.run import open_run
 
-    print(summary(open_book(options.preset, options.run, options.data)))
+    print(summary(open_run(options.preset, options.run, options.data)))
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from lab5.report import demo
+    from lab5.handin.report import demo
 
     print(demo())
 
 
-def _convert_checkpoint(options: argparse.Namespace) -> None:
-    from lab5.convert import convert, save
+def _convert(options: argparse.Namespace) -> None:
+    from lab5.formats.template import convert, save
 
     source = options.checkpoint
     converted = convert(source, options.condition, options.order, options.skip)
     path = save(converted, options.run or source.with_name(f"{source.stem}_lab5"))
-    config = converted.model.config
-    print(*converted.notes, f"{path}: width {config.width}, g {config.g_dim}, z {config.z_dim}, condition "
-          f"{config.condition}, skips {config.skip}, {config.n_past} + {config.n_future} frames",
-          f"lab5 evaluate --run {path.parent.resolve()} --data FOLDER scores it", sep="\n")
+    print(*converted.notes, path, f"lab5 evaluate --run {path.parent.resolve()} --data FOLDER scores it", sep="\n")
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from lab5 import sweep
-    from lab5.workbook import open_book
+    from lab5.workbook import run, sweep
 
-    book = open_book(options.preset, options.run, options.data)
-    swept = sweep.sweep(book, sweep.SWEEPS[options.choices], options.share, options.seeds)
-    swept.write(book.run / "sweep.csv")
-    print(f"{swept.table()}\n\n{book.run / 'sweep.csv'}")
+    lab = run.open_run(options.preset, options.run, options.data)
+    swept = sweep.sweep(lab, sweep.SWEEPS[options.choices], options.share, options.seeds)
+    swept.write(lab.folder / "sweep.csv")
+    print(f"{swept.table()}\n\n{lab.folder / 'sweep.csv'}")
 
 
-def _report(options: argparse.Namespace) -> None:
-    from lab5.report import build_pdf, find_details, run_report, summary
+def _report(options: argparse.Namespace) -> int:
+    from lab5.handin.report import run_report, summary
+    from lab5.workbook.run import open_run
 
-    details = find_details(options.details, student_id=options.id, name=options.name)
-    book = run_report(options.preset, options.run, options.data, options.only)
+    if options.pdf:
+        return _make_pdf(open_run(options.preset, options.run, options.data), options)
+    lab = run_report(options.preset, options.run, options.data, options.only)
     if not options.only:
-        _print_rubric(*build_pdf(book, details))
-    print(summary(book))
+        _make_pdf(lab, options)
+    print(summary(lab))
+    return 0
 
 
-def _rubric(options: argparse.Namespace) -> int:
-    from lab5.report import build_pdf, find_details
-    from lab5.workbook import open_book
+def _make_pdf(lab, options: argparse.Namespace) -> int:
+    """Make the PDF and print the rubric; returns 1 where something is missing."""
+    from lab5.handin import report, rubric
 
-    details = find_details(options.details, student_id=options.id, name=options.name)
-    return _print_rubric(*build_pdf(open_book(options.preset, options.run, options.data), details))
+    items, pages = report.build_pdf(lab, report.find_details(options.details, student_id=options.id, name=options.name))
+    print(rubric.as_text(items, pages))
+    return not all(item.ok for item in items)
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from lab5.report import build_pdf, find_details
-    from lab5.submit import submit, verify
-    from lab5.workbook import open_book
+    from lab5.handin import report, submit
+    from lab5.workbook.run import open_run
 
-    details = find_details(options.details, student_id=options.id, name=options.name)
-    book = open_book(options.preset, options.run, options.data)
-    status = _print_rubric(*build_pdf(book, details))
-    path = submit(book, details, options.to, options.weights)
-    print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB), read back" + (
-        "" if status == 0 else "; the list above says what a grader would miss"))
+    lab = open_run(options.preset, options.run, options.data)
+    status = _make_pdf(lab, options)
+    details = report.find_details(options.details, student_id=options.id, name=options.name)
+    path = submit.submit(lab, details, options.to, options.weights)
+    print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB), read back")
     if options.verify:
-        verify(path)
+        submit.verify(path)
         print("unpacked elsewhere, all of its notebooks run")
     return status
-
-
-def _print_rubric(items: list, pages: dict[str, int]) -> int:
-    from lab5.rubric import as_text
-
-    print(as_text(items, pages))
-    return 0 if all(item.ok for item in items) else 1
 
 
 if __name__ == "__main__":

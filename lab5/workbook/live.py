@@ -1,0 +1,98 @@
+"""A training while it runs: a view with a stop button for the cell that trains, and one for any other notebook."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import imageio.v3 as iio
+import ipywidgets
+import numpy as np
+from IPython.display import DisplayHandle, Image, Markdown
+from matplotlib.figure import Figure
+
+from lab5.model import CVAE
+from lab5.training import Record, RunLocked, read_history, run_lock
+from lab5.workbook import figures
+from lab5.workbook.run import Run
+from lab5.workbook.show import SCREEN, say
+
+PAUSE = 1.0                                     # seconds between two looks into a run folder
+PATIENCE = 30                                   # looks at which none trains; one that was started imports torch first
+WAITING = "*The curves appear with the first epoch.*"
+NO_FRONT_END = "(Here JupyterLab shows a button that stops the training.)"
+
+
+class View:
+    """Curves, a validation sequence as it is predicted now, and a button that stops the training after the epoch.
+
+    Used as ``with View(lab) as view: lab.train(view)``. At the end a text replaces the button, so that a saved notebook
+    holds no widget.
+    """
+
+    def __init__(self, lab: Run) -> None:
+        self.lab, self.history, self.stopping = lab, read_history(lab.folder), threading.Event()
+        self.button = ipywidgets.Button(description="stop after this epoch", icon="stop", layout={"width": "16em"})
+        self.button.on_click(self._stop)
+        # JupyterLab sends a click to another thread than the busy one, from which ipykernel 7.4 would call it back.
+        vars(self.button.comm).pop("_reply_subshell_id", None)
+        self._picture, self._text = DisplayHandle(), DisplayHandle()
+
+    def __enter__(self) -> View:
+        self._picture.display(_picture(figures.training_curves(self.history)) if self.history else Markdown(WAITING))
+        self._text.display({**self.button._repr_mimebundle_(), "text/plain": NO_FRONT_END}, raw=True)
+        return self
+
+    def __call__(self, history: list[Record], model: CVAE) -> bool:
+        """Draw the epoch that has just ended; True if the training is to end with it."""
+        self.history, training = history, model.training
+        videos = self.lab.videos(0, split="validate", model=model.eval())
+        model.train(training)
+        self._picture.update(_picture(figures.training_curves(history),
+                                      figures.strip(videos, n_past=self.lab.config.n_past)))
+        return self.stopping.is_set()
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.button.disabled = True
+        how = "Stopped" if error is None else "Interrupted" if error is KeyboardInterrupt else "Ended by an error"
+        if len(self.history) >= self.lab.config.epochs:
+            how = "Finished"
+        self._text.update(Markdown(f"**{how} after epoch {len(self.history)} of {self.lab.config.epochs}.** All is "
+                                   "saved; an unfinished training resumes when this cell runs again."))
+        self.button.close()
+
+    def _stop(self, button: ipywidgets.Button) -> None:
+        self.stopping.set()
+        button.disabled, button.description = True, "stopping after this epoch..."
+
+
+def _picture(*parts: Figure) -> Image:
+    """Figures of one width below one another in one picture, which changes as a whole."""
+    pixels = np.concatenate([iio.imread(figures.render(part, "png")) for part in parts])
+    return Image(data=iio.imwrite("<bytes>", pixels, extension=".png"), width=round(figures.WIDTH * SCREEN),
+                 alt="Losses, validation PSNR and ratios over the epochs; in a live view, the newest prediction")
+
+
+def watch(lab: Run) -> None:
+    """Draw the curves of a run that another process trains, after each epoch until none does, or until Ctrl-C."""
+    handle, history, idle = DisplayHandle(), read_history(lab.folder), 0
+    handle.display(_picture(figures.training_curves(history)) if history else Markdown(WAITING))
+    while len(history) < lab.config.epochs and idle < PATIENCE:
+        try:
+            time.sleep(PAUSE)
+        except KeyboardInterrupt:
+            break
+        idle = 0 if _is_training(lab) else idle + 1
+        before, history = history, read_history(lab.folder)
+        if history != before:
+            handle.update(_picture(figures.training_curves(history)))
+    say(f"{len(history)} of {lab.config.epochs} epochs are trained, and {'a' if _is_training(lab) else 'no'} process "
+        "trains this run now. Notebook 04 or `lab5 train` resumes an unfinished run.")
+
+
+def _is_training(lab: Run) -> bool:
+    try:
+        with run_lock(lab.folder):
+            return False
+    except RunLocked:
+        return True

@@ -1,0 +1,233 @@
+"""What a notebook opens: a run folder with its configuration, data, model and scores.
+
+Every notebook begins with ``lab = open_run(preset, run, data)`` and so works alone and after the others. Loading never
+trains: where nothing is trained yet, the error says what to run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lab5 import checkpoint, evaluation
+from lab5.config import Config, preset
+from lab5.data import SPLITS, Pack, Windows, home
+from lab5.evaluation import PROTOCOLS, Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
+from lab5.files import write_text
+from lab5.formats.tree import open_or_pack
+from lab5.model import CVAE
+from lab5.robot.simulator import simulate
+from lab5.training import OnEpoch, Record, read_history, run_lock, train, write_or_match_config
+from lab5.workbook.show import PROJECT, commit, machine, say
+
+RECORDED = PROJECT / "recorded" / "standard"    # the run that comes with the workbook
+SIMULATION_SEED = 1                             # of the simulated set, independent of the training's seed
+
+
+class NotYet(RuntimeError):
+    """Nothing is trained in the run folder yet; says what to run."""
+
+
+def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = False) -> Run:
+    """Open a run folder for a notebook or a command. Raises ValueError on a preset, run or data that cannot be used.
+
+    Args:
+        preset_name: smoke, quick, standard or full. A run folder that has a configuration keeps its own.
+        run: the run folder; empty: ``runs/<preset>`` in the project. Relative paths start at the project.
+        data: the folder that holds ``processed_data``; empty: the one the run was trained on, else the simulated robot.
+        recorded: open the recorded run where neither is named and nothing is trained yet, and say so.
+    """
+    config, folder = preset(preset_name), _in_project(run or f"runs/{preset_name}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; name a folder for the run")
+    if recorded and RECORDED.exists() and not (run or data or (folder / "history.jsonl").exists()):
+        folder = copy_recorded()
+        say(f"*Nothing is trained in `runs/{preset_name}` yet, so this is the recorded run: the weights that come with "
+            "the workbook, from two hours of training on the simulated robot. Notebook 04 trains your own.*")
+    if (folder / "config.json").exists():
+        config = Config.load(folder / "config.json")
+    elif (folder / "best.safetensors").exists():                # weights trained elsewhere hold their configuration
+        config = checkpoint.load_model(folder / "best.safetensors")[0].config
+    known = _known_data(folder)
+    return Run(config, folder, _in_project(data or known["root"]) if data or known else simulated_root(config))
+
+
+def copy_recorded() -> Path:
+    """A working copy of the recorded run, so that new figures and scores leave the original unchanged."""
+    folder, best = PROJECT / "runs" / "recorded", "best.safetensors"
+    if not (folder / best).exists() or checkpoint.weights_sha(folder / best) != checkpoint.weights_sha(RECORDED / best):
+        shutil.rmtree(folder, ignore_errors=True)
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.copytree(RECORDED, aside).rename(folder)
+    return folder
+
+
+def _in_project(path: object) -> Path:
+    """A path that may be relative to the project, or begin with ~. Papermill passes digits as a number."""
+    return PROJECT / Path(str(path)).expanduser()
+
+
+def _known_data(run: Path) -> dict[str, str]:
+    """The data of a run: "root", the folder, and "train", the training split's data_sha; empty before training."""
+    path = run / "data.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return known and {name: str(known[name]) for name in ("root", "train")}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: does not say which data the run learns from ({type(error).__name__}: {error}); "
+                         "delete it and name the data folder") from error
+
+
+def simulated_root(config: Config) -> Path:
+    """The folder of the simulated robot's set for this configuration."""
+    return PROJECT / "data" / f"simulated-{config.sim_train}-{config.sim_validate}-{config.sim_test}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, its configuration and its data."""
+
+    config: Config
+    folder: Path
+    data: Path                                  # holds processed_data or packed
+
+    def pack(self, split: str) -> Pack:
+        """Open a split's pack. The simulated robot's sequences are simulated first where they do not exist yet."""
+        if self.data == simulated_root(self.config) and not (home(self.data) / "packed" / split).exists():
+            counts = {name: getattr(self.config, f"sim_{name}") * (name == split) for name in SPLITS}
+            simulate(self.data, **counts, seed=SIMULATION_SEED)
+        return open_or_pack(self.data, split)
+
+    def prepare(self) -> dict[str, Pack]:
+        """Open all splits, so that a long simulation or data that do not fit are noticed first. Raises DataError."""
+        packs = {split: self.pack(split) for split in SPLITS}
+        for pack in packs.values():
+            evaluation.require_fit(self.config, packs["train"].condition_dim, pack)
+        return packs
+
+    @property
+    def data_name(self) -> str:
+        """The name of the data in a result: the simulated robot, or a data set."""
+        return "the simulated robot" if self.pack("test").simulated else f"the data in {self.data.name}"
+
+    def train(self, on_epoch: OnEpoch | None = None, progress: bool = True) -> list[Record]:
+        """Train, or resume a run that was interrupted; of a finished run, read the history.
+
+        `on_epoch` is called with history and model after each epoch, and ends the training by returning True; of a
+        finished run it is called once. Raises NotYet in a folder of weights only, and what `training.train` raises.
+        """
+        self.refuse_only_weights()
+        if self._is_finished():
+            history = self.history()
+            if on_epoch:
+                on_epoch(history, self.model())
+            return history
+        packs = self.prepare()
+        sha, known = packs["train"].data_sha, _known_data(self.folder)
+        if read_history(self.folder) and known.get("train", sha) != sha:
+            raise ValueError(f"{self.folder}: was trained on the data in {known['root']} ({known['train']}), not on "
+                             f"those in {self.data} ({sha}). Name that folder, or choose another run folder")
+        root = self.data.relative_to(PROJECT) if self.data.is_relative_to(PROJECT) else self.data     # it may move
+        write_text(self.folder / "data.json", json.dumps({"root": root.as_posix(), "train": sha}) + "\n")
+        return train(self.config, packs["train"], packs["validate"], self.folder, progress=progress, on_epoch=on_epoch)
+
+    def start(self) -> None:
+        """Train in a process of its own, which continues when this kernel, JupyterLab or the connection ends."""
+        self.refuse_only_weights()
+        self.prepare()
+        with run_lock(self.folder):
+            write_or_match_config(self.folder, self.config)
+        command = ["-m", "lab5.cli", "train", "--preset", self.config.preset, "--run", self.folder, "--data", self.data]
+        with open(self.folder / "train.log", "a", encoding="utf-8") as log:
+            process = subprocess.Popen([sys.executable, *map(str, command)], stdin=subprocess.DEVNULL, stdout=log,
+                                       stderr=log, cwd=PROJECT, start_new_session=True,
+                                       env=os.environ | {"TQDM_MININTERVAL": "60"})             # keeps the log short
+        say(f"Process {process.pid} trains `{self.folder.name}`, independent of this kernel; its output is in "
+            f"`train.log` of the run folder. `kill {process.pid}` stops it after it has saved.")
+
+    @property
+    def only_weights(self) -> bool:
+        """Whether the weights were trained elsewhere: they can be scored, and have no history."""
+        return (self.folder / "best.safetensors").exists() and not any(
+            (self.folder / name).exists() for name in ("history.jsonl", "last.safetensors"))
+
+    def refuse_only_weights(self) -> None:
+        """Raise NotYet where the weights were trained elsewhere: training would replace them."""
+        if self.only_weights:
+            raise NotYet(f"{self.folder} holds weights that were trained elsewhere (best.safetensors) and no history. "
+                         "Notebooks 06, 07 and 09 and `lab5 evaluate` show and score their predictions. To train, for "
+                         "curves (05) or to compare settings (08), choose another folder")
+
+    def _is_finished(self) -> bool:
+        return (self.folder / "best.safetensors").exists() and len(read_history(self.folder)) >= self.config.epochs
+
+    def history(self) -> list[Record]:
+        """The finished run's history. Raises NotYet where the training is not finished."""
+        self.refuse_only_weights()
+        if not self._is_finished():
+            raise NotYet(f"{self.folder} holds no finished training. Run notebook 04, or `lab5 train --preset "
+                         f"{self.config.preset} --run {self.folder}`, and open this notebook again")
+        return read_history(self.folder)
+
+    def model(self) -> CVAE:
+        """The finished run's best weights, in evaluation mode. Raises NotYet where the training is not finished."""
+        if not self.only_weights:
+            self.history()
+        return checkpoint.load_model(self.folder / "best.safetensors")[0].to(choose_device())
+
+    def evaluation(self, split: str = "test", protocols: tuple[str, ...] = tuple(PROTOCOLS)) -> Evaluation:
+        """Scores of the best weights on a whole split; computed once and kept in the run folder."""
+        folder, model, pack = self.folder / "evaluation" / split, self.model(), self.pack(split)
+        weights = checkpoint.weights_sha(self.folder / "best.safetensors")
+        if (folder / "steps.npz").exists():
+            found = Evaluation.load(folder)
+            same = (found.facts.get("weights"), found.facts.get("data")) == (weights, pack.data_sha)
+            if same and set(protocols) <= set(found.psnr):
+                return found
+        found = evaluate(model, pack, protocols=protocols, weights=weights)
+        found.save(folder)
+        return found
+
+    def videos(self, index: int, samples: int = 1, split: str = "test",
+               model: CVAE | None = None) -> dict[str, np.ndarray]:
+        """One sequence and its predicted futures, for figures: uint8 (T, H, W, C) each, context frames included.
+
+        "truth", then "prediction" (the sample that is graded) and "sample 2", "sample 3", ..., predicted by `model`;
+        by default with the run's best weights.
+        """
+        model, pack = model or self.model(), self.pack(split)
+        batch, n_past = Windows(pack, model.config.length)[index], model.config.n_past
+        noise = torch.cat([prior_noise(len(pack), model.config.length - 1, model.noise_size, 1, sample)[:, [index]]
+                           for sample in range(samples)], dim=1)
+        context = batch.frames[:, 0].permute(0, 2, 3, 1).numpy()
+        futures = predict(model, batch.frames.expand(-1, samples, -1, -1, -1),
+                          batch.condition.expand(-1, samples, -1), noise)
+        futures = (futures * 255).round().to(torch.uint8).permute(1, 0, 3, 4, 2).cpu().numpy()     # (S, T', H, W, C)
+        names = ["prediction", *(f"sample {number}" for number in range(2, samples + 1))]
+        return {"truth": context} | {name: np.concatenate([context[:n_past], future])
+                                     for name, future in zip(names, futures, strict=True)}
+
+    def variant(self, **changes) -> Run:
+        """A run inside this run's folder, on the same data, with some settings changed; equal settings are one run."""
+        config = self.config.replace(**changes)
+        return Run(config, self.folder / "variants" / config.hash, self.data)
+
+    def facts(self) -> dict[str, str]:
+        """What a result depends on: the run, its configuration and data, the machine, and the versions of packages."""
+        pack = self.pack("test")
+        return {"run": self.folder.name, "configuration": self.config.hash, "preset": self.config.preset,
+                "seed": str(self.config.seed), "data": self.data_name, "test split": pack.data_sha,
+                "test sequences": str(len(pack)), "machine": machine(),
+                "precision": choose_precision(self.config.precision, choose_device()), "commit": commit(),
+                **{name: version(name) for name in ("torch", "torchvision", "numpy", "matplotlib", "lab5")},
+                "Python": platform.python_version()}

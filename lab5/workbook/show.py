@@ -1,0 +1,127 @@
+"""What a notebook shows: exported figures with a caption, tables, source code, and where results come from."""
+
+from __future__ import annotations
+
+import base64
+import html
+import inspect
+import platform
+import re
+import shutil
+import subprocess
+import textwrap
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from IPython.display import Image, Markdown, display
+from matplotlib.figure import Figure
+
+from lab5.evaluation import choose_device, choose_precision
+from lab5.files import cores, write_atomically
+from lab5.workbook import figures
+
+if TYPE_CHECKING:
+    from lab5.workbook.run import Run
+
+PROJECT = Path(__file__).resolve().parents[2]
+GIF_SCALE = 3                                   # four panels fit the width of a notebook
+SCREEN = 96 * 1.15                              # pixels per inch of a figure
+
+
+def figure(lab: Run, drawn: Figure, name: str, caption: str) -> None:
+    """Export a figure as PDF and PNG under its name, and show it with its caption."""
+    _, png = figures.save(drawn, lab.folder / "figures", name)
+    _picture(png, drawn.get_figwidth(), name, caption)
+
+
+def drawing(lab: Run, name: str, caption: str) -> None:
+    """Export one of the project's drawings, which no data change, and show it with its caption."""
+    for kind in ("pdf", "png"):
+        source = PROJECT / "figures" / f"{name}.{kind}"
+        write_atomically(lab.folder / "figures" / source.name, lambda part, source=source: shutil.copy(source, part))
+    _picture(lab.folder / "figures" / f"{name}.png", figures.WIDTH, name, caption)
+
+
+def _picture(png: Path, inches: float, name: str, caption: str) -> None:
+    display(Image(data=png.read_bytes(), width=round(inches * SCREEN), alt=caption),
+            metadata={"lab5": {"figure": name}})                # the report finds the exported files by this name
+    display(Markdown(f"*{caption}*"))
+
+
+def gif(lab: Run, videos: dict[str, np.ndarray], name: str, caption: str) -> None:
+    """Export videos, uint8 (T, H, W, C), side by side as a GIF, and show it with its caption."""
+    path = figures.gif(lab.folder / "figures" / f"{name}.gif", videos, n_past=lab.config.n_past, scale=GIF_SCALE)
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    display({"text/html": f'<img src="data:image/gif;base64,{encoded}" alt="{html.escape(caption)}">',
+             "text/plain": f"({path.name} plays here.)"}, raw=True,     # nbconvert and GitHub do not know image/gif
+            metadata={"lab5": {"figure": path.name}})
+    display(Markdown(f"*{caption}*"))
+
+
+def say(text: str) -> None:
+    """Show a Markdown text whose numbers were computed."""
+    display(Markdown(text))
+
+
+def table(*columns: str, rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table for `say`: the headings of its columns, then a sequence of cells for each row."""
+    lines = [[str(cell) for cell in line] for line in (columns, *rows)]
+    rule = [":" + "-" * max(2, *map(len, column)) for column in zip(*lines, strict=True)]      # widths in the PDF
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def source(*objects: object) -> None:
+    """Show the package's own source code, so that a notebook prints what runs."""
+    for item in objects:
+        display(Markdown(f"```python\n{textwrap.dedent(inspect.getsource(item))}```"))
+
+
+def provenance(lab: Run) -> str:
+    """Run, configuration, seed, data, machine and versions in one line, to stand under a result."""
+    facts = lab.facts()
+    return (f"Run `{facts['run']}`, configuration `{facts['configuration']}` (preset {facts['preset']}), "
+            f"seed {facts['seed']}; {facts['data']}, test split `{facts['test split']}` of "
+            f"{facts['test sequences']} sequences; {facts['machine']}, {facts['precision']}; "
+            f"torch {facts['torch']}, lab5 {facts['lab5']}, Python {facts['Python']}.")
+
+
+def check_environment() -> None:
+    """Print one line for each thing that the workbook needs: [OK], or [FAIL] and what to do."""
+    lines = []
+    for requirement in requires("lab5") or []:
+        name = re.split(r"[<>=!~ ;]", requirement, maxsplit=1)[0]
+        if "extra ==" in requirement:
+            continue
+        try:
+            lines.append(f"[OK]   {name} {version(name)}")
+        except PackageNotFoundError:
+            lines.append(f"[FAIL] {requirement} is not installed: pip install '{requirement}'")
+    free = shutil.disk_usage(PROJECT).free / 2 ** 30
+    lines.append(f"[OK]   {free:.0f} GiB free on the disk of {PROJECT.name}/" if free > 2 else
+                 f"[FAIL] {free:.1f} GiB free on the disk of {PROJECT.name}/: a run and its data need 2; free some")
+    lines.append(f"[OK]   {machine()}; computing in {choose_precision('auto', choose_device())}")
+    print("\n".join(lines))
+
+
+def commit() -> str:
+    """The commit of the source, marked where files were changed since; empty outside of a repository."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True).stdout.strip()
+
+    if not (PROJECT / ".git").exists() or not shutil.which("git"):
+        return ""
+    return git("rev-parse", "--short=12", "HEAD") + " with changes" * bool(git("status", "--porcelain", "lab5"))
+
+
+def machine() -> str:
+    """The accelerator, or where there is none the processor and its cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {cores()} cores"

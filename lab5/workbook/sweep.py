@@ -1,0 +1,242 @@
+"""One change at a time: runs that differ from a reference in a single choice, and how far their scores differ.
+
+A choice is a group of options, each a few changed settings. The option without a change is the reference run itself.
+Runs are in ``RUN/variants``, named by their configuration: an option of two groups is trained once, and a sweep that
+was interrupted resumes.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from tqdm.auto import tqdm
+
+from lab5.config import Config
+from lab5.files import each, write_atomically, write_text
+from lab5.training import Diverged, read_history
+from lab5.workbook.run import Run
+from lab5.workbook.show import PROJECT, machine, table
+
+Options = dict[str, dict]                       # what a reader sees -> the settings that it changes
+
+EXTRAS = ("learned_prior", "conditional_convolution", "hierarchical", "aligned")
+ALL_FOUR = dict.fromkeys(EXTRAS, True)
+CORE: dict[str, Options] = {
+    "KL schedule": {kind: {"kl_schedule": "zero" if kind == "none" else kind}
+                    for kind in ("none", "monotonic", "cyclical")},
+    "Teacher forcing": {"always": {"tf_start": 1.0, "tf_min": 1.0}, "never": {"tf_start": 0.0, "tf_min": 0.0}},
+    "Extras": {"none": {}, "all four": ALL_FOUR},
+}
+FULL: dict[str, Options] = {
+    "KL schedule": CORE["KL schedule"],
+    "Teacher forcing": {**CORE["Teacher forcing"], "decayed": {"tf_start": 1.0, "tf_min": 0.0}},
+    "Learning rate": {f"{lr:g}": {"lr": lr} for lr in (1e-3, 3e-3, 1e-2)},
+    "Condition": {"step t-1": {"condition": "previous"}, "step t": {"condition": "target"},
+                  "both": {"condition": "both"}, "none": {"condition": "none"}},
+    "Skips from": {"the last context frame": {"skip": "context"}, "the one before": {"skip": "early"},
+                   "the newest frame": {"skip": "latest"}},
+    "Reconstruction": {"MSE, β = 0.0001": {"beta": 1e-4}, "MSE, β = 1": {"beta": 1.0},
+                       "calibrated": {"reconstruction": "calibrated"}},
+    "Extras": {"none": {}, **{name.replace("_", " "): {name: True} for name in EXTRAS}, "all four": ALL_FOUR},
+}
+SWEEPS = {"core": CORE, "extras": {"Extras": FULL["Extras"]}, "full": FULL}
+PROTOCOLS = ("prior_sample", "prior_mean")
+RECORDED = PROJECT / "figures"                  # sweep_full.csv and sweep_extras.csv, written by `lab5 sweep`
+FACTS = ("sequences", "data", "machine")
+COLUMNS = ("choice", "option", "reference", "seed", "configuration", "psnr_sampled", "psnr_mean", "kl", "seconds",
+           *FACTS)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One option's scores under each seed: average PSNR in dB of test sequences, NaN where the run has diverged."""
+
+    group: str
+    option: str
+    is_reference: bool
+    prior_sample: np.ndarray                    # (seeds, sequences), z sampled from the prior: the graded protocol
+    prior_mean: np.ndarray                      # (seeds, sequences), z the prior's mean
+    kl: np.ndarray                              # (seeds,), nats per frame in the last epoch
+    seconds: np.ndarray                         # (seeds,), of training
+    runs: tuple[Run, ...] = ()                  # one for each seed; none where the result was read from a file
+
+    @property
+    def diverged(self) -> int:
+        """How many of its runs have diverged. If any has, the option is not compared."""
+        return int(np.isnan(self.prior_sample).any(axis=1).sum())
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All results of a sweep, with the gain of each option over the reference and its interval."""
+
+    results: list[Result]
+    facts: dict[str, str]                       # training sequences of a run, data_sha of the test split, machine
+
+    @cached_property
+    def reference(self) -> Result:
+        """The run without a change. Raises ValueError where no option is it, or it has diverged."""
+        for result in self.results:
+            if result.is_reference and not result.diverged:
+                return result
+        raise ValueError("the reference run has diverged or is not among the options, so there is nothing to compare "
+                         "with; sweep from a configuration that trains, for instance with a lower lr")
+
+    @cached_property
+    def different(self) -> list[Result]:
+        """Every option that can be compared, the reference once."""
+        return [self.reference, *(r for r in self.results if not r.is_reference and not r.diverged)]
+
+    def groups(self) -> dict[str, dict[str, Result]]:
+        """group -> option -> its result."""
+        return {group: {r.option: r for r in self.results if r.group == group}
+                for group in dict.fromkeys(r.group for r in self.results)}
+
+    @cached_property
+    def noise(self) -> tuple[float, int]:
+        """Standard deviation in dB of a run's score by chance, and its degrees of freedom; (NaN, 0) for one seed.
+
+        The residual of a two-way layout of options and seeds (randomised blocks; Fisher 1935), pooled over all
+        options, since two or three seeds of one option say little about their spread.
+        """
+        scores = np.array([result.prior_sample.mean(axis=1) for result in self.different])     # (options, seeds)
+        freedom = (scores.shape[0] - 1) * (scores.shape[1] - 1)
+        rest = scores - scores.mean(axis=1, keepdims=True) - scores.mean(axis=0) + scores.mean()
+        return (float(np.sqrt((rest ** 2).sum() / freedom)), freedom) if freedom else (float("nan"), 0)
+
+    def gain(self, result: Result, other: Result | None = None) -> tuple[float, float]:
+        """The gain of one option over another (the reference) in dB, and the half-width of its 95% interval.
+
+        Paired: the same sequences and seeds on both sides. With several seeds the interval is that of the training's
+        chance (`noise`); with one, only that of the choice of test sequences.
+        """
+        gain = result.prior_sample - (other or self.reference).prior_sample
+        spread, freedom = self.noise
+        half = float("nan")                                     # one seed, of which a file keeps only the average
+        if freedom:
+            half = stats.t.ppf(0.975, freedom) * spread * np.sqrt(2 / len(gain))
+        elif gain.size > 1:
+            half = stats.t.ppf(0.975, gain.size - 1) * stats.sem(gain[0])
+        return float(gain.mean()), float(half)
+
+    def effects(self) -> list[dict]:
+        """Records for `figures.effects`."""
+        compared = [r for r in self.results if not r.diverged]
+        gains = [(None, 0.0) if r.is_reference else self.gain(r) for r in compared]
+        return [{"group": r.group, "setting": r.option, "gain": gain, "half": half}
+                for r, (gain, half) in zip(compared, gains, strict=True)]
+
+    def table(self) -> str:
+        """Every option, its scores and its gain over the reference, as a Markdown table."""
+        rows = []
+        for r in self.results:
+            cells = [f"diverged in {r.diverged} of {len(r.seconds)} runs", "", "", "", ""]
+            if not r.diverged:
+                gain, half = self.gain(r)
+                cells = [f"{r.prior_sample.mean():.2f}", f"{r.prior_mean.mean():.2f}",
+                         "reference" if r.is_reference else signed(gain, half), "yes" if abs(gain) > half else "",
+                         f"{r.kl.mean():.2g}"]
+            rows.append((r.group, r.option, *cells, f"{r.seconds.mean():.0f}"))
+        return table("choice", "option", "sample [dB]", "mean [dB]", "gain of the sample", "clear", "KL [nats]",
+                     "time [s]", rows=rows)
+
+    def write(self, path: Path) -> None:
+        """A CSV line for every option and seed, with the configuration's hash and the facts."""
+        def write(part: Path) -> None:
+            with open(part, "w", newline="", encoding="utf-8") as file:
+                lines = csv.writer(file, lineterminator="\n")
+                lines.writerow(COLUMNS)
+                for r in self.results:
+                    for run, sample, mean, kl, seconds in zip(r.runs, r.prior_sample, r.prior_mean, r.kl, r.seconds,
+                                                              strict=True):
+                        lines.writerow([r.group, r.option, int(r.is_reference), run.config.seed, run.config.hash,
+                                        f"{sample.mean():.4f}", f"{mean.mean():.4f}", f"{kl:.6g}", f"{seconds:.0f}",
+                                        *self.facts.values()])
+
+        write_atomically(path, write)
+
+    @classmethod
+    def read(cls, path: Path) -> Sweep:
+        """What `write` wrote; of each seed the average over sequences. Raises ValueError that names another file."""
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                lines = list(csv.DictReader(file))
+            results = []
+            for (group, option), found in groupby(lines, key=lambda line: (line["choice"], line["option"])):
+                of_option = list(found)
+                sample, mean, kl, seconds = (np.array([float(line[name]) for line in of_option])
+                                             for name in ("psnr_sampled", "psnr_mean", "kl", "seconds"))
+                results.append(Result(group, option, of_option[0]["reference"] == "1", sample[:, None], mean[:, None],
+                                      kl, seconds))
+            return cls(results, {name: lines[0][name] for name in FACTS})
+        except (KeyError, TypeError, ValueError, IndexError, csv.Error) as error:
+            raise ValueError(f"{path}: not a table of `lab5 sweep` ({type(error).__name__}: {error}); run it again"
+                             ) from error
+
+
+def signed(gain: float, half: float) -> str:
+    """A difference in dB and the half-width of its interval, where that is known."""
+    return f"{gain:+.2f}".replace("-", "−") + ("" if np.isnan(half) else f" ± {half:.2f}") + " dB"
+
+
+def budget(config: Config, share: float = 0.1) -> dict[str, int]:
+    """Settings of a run that is `share` as long and is scored only at its end."""
+    epochs = max(1, round(share * config.epochs))
+    return {"epochs": epochs, "validate_every": epochs}
+
+
+def sweep(lab: Run, groups: dict[str, Options], share: float = 0.1, seeds: int = 1) -> Sweep:
+    """Train and score every option of every group under seeds 1 .. `seeds`, each run `share` as long as the main one.
+
+    Finished runs are read, others resume. On a CPU as many train at a time as there are cores, with one thread each:
+    two such runs finish sooner than one after the other with two threads.
+    """
+    lab.refuse_only_weights()
+    short = budget(lab.config, share)
+    options = [(group, option, [lab.variant(**short | changes, seed=seed) for seed in range(1, seeds + 1)])
+               for group, choices in groups.items() for option, changes in choices.items()]
+    variants = list({variant.folder: variant for _, _, of_option in options for variant in of_option}.values())
+    for variant in variants:
+        variant.prepare()
+    at_once = 1 if torch.cuda.is_available() else None
+    done = each(_train, variants, at_once, partial(torch.set_num_threads, 1))
+    for _ in tqdm(done, "sweep", len(variants), unit="run"):
+        pass
+    reference = lab.variant(**short, seed=1).config
+    facts = {"sequences": str(reference.steps * reference.batch_size), "data": lab.pack("test").data_sha,
+             "machine": f"{machine()}, {lab.facts()['precision']}"}
+    return Sweep([Result(group, option, of_option[0].config.hash == reference.hash,
+                         *map(np.array, zip(*map(_scores, of_option), strict=True)), tuple(of_option))
+                  for group, option, of_option in options], facts)
+
+
+def _train(variant: Run) -> None:
+    """Train and score a run. That it has diverged is written beside it, so that a second sweep does not repeat it."""
+    if not _diverged(variant).exists():
+        try:
+            variant.train(progress=False)
+            variant.evaluation(protocols=PROTOCOLS)
+        except Diverged as error:
+            write_text(_diverged(variant), f"{error}\n")
+
+
+def _diverged(variant: Run) -> Path:
+    return variant.folder / "diverged.txt"
+
+
+def _scores(variant: Run) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """A run's PSNR of every sequence by both protocols, its KL and its seconds; scores are NaN where it diverged."""
+    history = read_history(variant.folder)
+    seconds = sum(record["seconds"] for record in history)
+    if _diverged(variant).exists():
+        none = np.full(len(variant.pack("test")), np.nan)
+        return none, none, np.nan, seconds
+    psnr = variant.evaluation(protocols=PROTOCOLS).psnr
+    return psnr["prior_sample"].mean(axis=1), psnr["prior_mean"].mean(axis=1), history[-1]["kl"], seconds
