@@ -167,6 +167,6 @@ def test_bad_details_are_named(tmp_path, content, problem):
 
 def test_details_are_read(tmp_path):
     path = tmp_path / "report.yaml"
-    path.write_text("student_id: 0712345\nname: 王小明\nlanguage: zh\ndiscussion: |\n  One.\n\n  Two.\n", encoding="utf-8")
+    path.write_text("student_id: 0712345\nname: 王小明\nlanguage: zh\ndiscussion: |\n  One.\n\n  Two.\n", "utf-8")
     assert Details.load(path) == Details(student_id="0712345", name="王小明", language="zh",
                                          discussion="One.\n\nTwo.\n")

@@ -85,7 +85,7 @@ def find_details(path: Path | None, **given: str) -> Details:
 
 
 def build_pdf(lab: Run, details: Details) -> tuple[list[Item], dict[str, int]]:
-    """Write ``RUN/report.pdf``; returns the rubric's items and each label's page. Raises ValueError on missing parts."""
+    """Write ``RUN/report.pdf``; returns the rubric and each label's page. Raises ValueError if a part is missing."""
     chapters = [read_chapter(lab.folder / "notebooks" / path.name) for path in find_notebooks()]
     if not (path := lab.folder / "provenance.json").exists():
         raise ValueError(f"{path} is missing; `lab5 report` writes it after the last notebook")
@@ -111,4 +111,4 @@ def demo() -> str:
 def summary(lab: Run) -> str:
     """What was scored, the grade, and where everything is."""
     scores = lab.evaluation()
-    return f"\n{scores.table()}\n\n{describe(lab, scores)}\nreport.pdf, notebooks, figures, weights in {lab.folder}"
+    return f"\n{scores.table()}\n\n{describe(lab, scores)}\nall files: {lab.folder}"

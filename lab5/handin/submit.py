@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
@@ -38,8 +39,8 @@ def submit(lab: Run, details: Details, folder: Path, weights: bool = False) -> P
                 info = ZipInfo(f"{name}/{place}")               # of 1980, so that equal contents are equal bytes
                 info.external_attr = 0o644 << 16
                 archive.writestr(info, file.read_bytes(), ZIP_DEFLATED)
-        with ZipFile(path) as archive, archive.open(f"{name}/report.pdf") as report:
-            if archive.testzip() or not PdfReader(report).pages:
+        with ZipFile(path) as archive:
+            if archive.testzip() or not PdfReader(BytesIO(archive.read(f"{name}/report.pdf"))).pages:
                 raise OSError("it differs from what was written when read back")
 
     write_atomically(folder / f"{name}.zip", write)
