@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -197,16 +196,6 @@ def choose(board, description: str, option: str) -> None:
     control(board, description).locator("select").select_option(option)
 
 
-def delay(image, act) -> float:
-    """Milliseconds from the key that `act()` presses to the next picture in an image."""
-    image.evaluate("""image => { window.delay = new Promise(done => addEventListener('keydown', () => {
-        const start = performance.now()
-        image.addEventListener('load', () => requestAnimationFrame(() => done(performance.now() - start)), {once: true})
-    }, {once: true, capture: true})) }""")
-    act()
-    return image.page.evaluate("window.delay")
-
-
 def photograph(place, name: str) -> None:
     """The screen with this place on it, in the dark and the light theme, where pictures are wanted."""
     for theme in ("JupyterLab Dark", "JupyterLab Light") if SCREENSHOTS else ():
@@ -238,7 +227,7 @@ def test_a_notebook_runs_from_top_to_bottom_without_an_error(page, request):
 # The widgets ---------------------------------------------------------------------------------------------
 
 @on("06_timesteps")
-def test_a_prediction_can_be_stepped_through(page, capsys):
+def test_a_prediction_can_be_stepped_through(page):
     """A key moves picture, words and cursor; play continues by itself."""
     player = board(page, "teacher forcing")
     prediction, words = panel(player, "prediction"), player.get_by_text(re.compile(r"^frame \d+: "))
@@ -250,10 +239,6 @@ def test_a_prediction_can_be_stepped_through(page, capsys):
     last = prediction.screenshot()
     press(player, "frame", "Home")
     assert soon(lambda: prediction.screenshot() != last)
-    times = [delay(prediction, lambda: press(player, "frame", "ArrowRight")) for _ in range(11)]
-    with capsys.disabled():
-        print(f"\nfrom the key to the picture: {statistics.median(times):.0f} ms (median of {len(times)})")
-    press(player, "frame", "Home")
     assert changes(prediction.screenshot, button(player, "play").click)
     button(player, "pause").click()
     photograph(player, "step-through")
@@ -261,7 +246,7 @@ def test_a_prediction_can_be_stepped_through(page, capsys):
 
 @on("06_timesteps")
 def test_another_future_can_be_asked_for(page):
-    """Each control changes what is seen: the sequence, where z comes from, teacher forcing."""
+    """Each control changes what is shown: the sequence, where z comes from, teacher forcing."""
     player = board(page, "teacher forcing")
     truth, prediction = panel(player, "truth"), panel(player, "prediction")
     press(player, "frame", "End")
@@ -312,7 +297,6 @@ def test_a_latent_can_be_turned(page):
     assert changes(difference.screenshot, lambda: press(knob, "samples", "Home"))
     assert "2 samples deviate" in words.inner_text()
     knob.locator("select").press("ArrowDown")
-    assert changes(words.inner_text, lambda: press(knob, "frame", "ArrowRight"))
     photograph(knob, "latent")
 
 

@@ -264,7 +264,7 @@ class StepThrough:
 # The latent space ----------------------------------------------------------------------------------------
 
 class Latent:
-    """One number of z set by hand, and what many draws of z have in common.
+    """One number of z set with a slider, and what many draws of z have in common.
 
     The number has the same value at every step, all others are the prior's mean. What a number does is measured
     first, by how far the frames at -2 and +2 are apart, and the list begins with the one that does most.
