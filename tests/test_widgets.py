@@ -82,9 +82,10 @@ def test_best_and_worst_are_found_by_their_score(player, graded):
 
 
 def test_a_line_beyond_the_cursor_is_faint_and_values_that_are_no_numbers_are_left_out():
-    whole = widgets.curve({"a": np.array([1.0, np.nan, 3.0])}, np.arange(3), (0, 4), "", cursor=1)
-    faint, solid = (part.split('"')[1].split() for part in whole.split("<polyline ")[1:])
-    assert (len(faint), len(solid)) == (2, 1) and "nan" not in whole
+    for cursor, expected in ((0, (2, 1)), (1, (2, 1)), (2, (2, 2)), (None, (2, 2))):
+        whole = widgets.curve({"a": np.array([1.0, np.nan, 3.0])}, np.arange(3), (0, 4), "", cursor=cursor)
+        faint, solid = (part.split('"')[1].split() for part in whole.split("<polyline ")[1:])
+        assert (len(faint), len(solid)) == expected and "nan" not in whole
 
 
 def test_videos_are_played_frame_by_frame():

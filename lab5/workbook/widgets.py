@@ -96,7 +96,8 @@ def curve(lines: dict[str, np.ndarray], x: np.ndarray, y: tuple[float, float], x
                   _text(left - 6, level + 4, f"{tick:g}", "end")]
     parts += [_text(place(tick, 0)[0], bottom + 16, f"{tick:g}", "middle") for tick in _ticks(x[0], x[-1], count=11)]
     for number, (name, values) in enumerate(lines.items()):
-        for opacity, kept in ((0.25, np.isfinite(values)), (1, np.isfinite(values) & (x <= (cursor or x[-1])))):
+        known, past = np.isfinite(values), x <= (x[-1] if cursor is None else cursor)
+        for opacity, kept in ((0.25, known), (1, known & past)):
             points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(*place(x[kept], values[kept]), strict=True))
             parts.append(f'<polyline points="{points}" style="stroke: var(--lab5-{number}); opacity: {opacity}"/>')
         parts.append(_text(right - 150 * (len(lines) - 1 - number), 12, name, "end", f"fill: var(--lab5-{number})"))
