@@ -1,0 +1,131 @@
+"""What a notebook opens: the right configuration, data and weights, and nothing trained by loading."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import seeded_model
+
+from lab5 import checkpoint
+from lab5.config import preset
+from lab5.data import DataError, to_video
+from lab5.evaluation import evaluate
+from lab5.metrics import psnr
+from lab5.robot.simulator import simulate
+from lab5.workbook import show
+from lab5.workbook.run import NotYet, Run, open_run, simulated_root
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_root, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    lab = Run(preset("smoke", precision="float32", kl_schedule="cyclical"), folder, tiny_root)
+    lab.train(progress=False)
+    return lab
+
+
+def test_a_run_folder_keeps_its_configuration_and_its_data(trained):
+    lab = open_run("quick", str(trained.folder))
+    assert lab.config == trained.config and lab.data == trained.data
+
+
+def test_without_data_the_robot_is_simulated_in_a_folder_of_its_size(tmp_path):
+    lab = open_run("smoke", str(tmp_path / "run"))
+    assert lab.data == simulated_root(preset("smoke")) and lab.data.name == "simulated-8-4-4"
+
+
+def test_loading_never_trains(tiny_root, tmp_path):
+    lab = Run(preset("smoke"), tmp_path / "run", tiny_root)
+    for load in (lab.history, lab.model, lab.evaluation):
+        with pytest.raises(NotYet, match="notebook 04, or `lab5 train --preset smoke --run"):
+            load()
+    assert not lab.folder.exists()
+
+
+def test_a_finished_run_is_read_and_given_to_the_live_view_once(trained):
+    calls = []
+    history = trained.train(on_epoch=lambda history, model: calls.append((history, model.config)))
+    assert calls == [(history, trained.config)] and len(history) == trained.config.epochs
+
+
+def test_scores_are_kept_until_the_weights_change(trained, tiny_root, tmp_path):
+    shutil.copytree(trained.folder, tmp_path / "run")
+    lab = Run(trained.config, tmp_path / "run", tiny_root)
+    first = lab.evaluation(protocols=("prior_sample",))
+    table = lab.folder / "evaluation" / "test" / "steps.npz"
+    written = table.stat().st_mtime_ns
+    again = lab.evaluation(protocols=("prior_sample",))
+    assert np.array_equal(again.psnr["prior_sample"], first.psnr["prior_sample"])
+    assert table.stat().st_mtime_ns == written
+    both = ("prior_sample", "repeat_last")
+    assert set(lab.evaluation(protocols=both).psnr) == set(both)                    # more is asked for
+    written = table.stat().st_mtime_ns
+    shutil.copy(lab.folder / "last.safetensors", lab.folder / "best.safetensors")   # other bytes
+    lab.evaluation(protocols=("prior_sample",))
+    assert table.stat().st_mtime_ns != written
+
+
+def test_weights_from_elsewhere_are_scored_and_never_replaced_by_training(trained, tiny_root, tmp_path):
+    folder = tmp_path / "handed-in"
+    folder.mkdir()
+    shutil.copy(trained.folder / "best.safetensors", folder)
+    lab = open_run("quick", str(folder), str(tiny_root))
+    assert lab.config == trained.config
+    expected = evaluate(trained.model(), trained.pack("test"), protocols=("prior_sample",), progress=False)
+    assert lab.evaluation(protocols=("prior_sample",)).average("prior_sample") == expected.average("prior_sample")
+    before = (folder / "best.safetensors").read_bytes()
+    for refused in (lab.train, lab.start, lab.history):
+        with pytest.raises(NotYet, match="holds weights that were trained elsewhere"):
+            refused()
+    assert (folder / "best.safetensors").read_bytes() == before
+
+
+def test_equal_settings_are_one_variant(trained):
+    assert trained.variant(kl_schedule="zero") == trained.variant(kl_schedule="zero")
+    assert len({trained.variant(**changes).folder for changes in ({}, {"kl_schedule": "zero"}, {"lr": 1.0})}) == 3
+    assert trained.variant(workers=1).folder == trained.variant().folder            # decides no result
+
+
+def test_the_videos_shown_are_those_that_are_scored(trained):
+    videos, n_past = trained.videos(2, samples=2), trained.config.n_past
+    assert list(videos) == ["truth", "prediction", "sample 2"]
+    assert np.array_equal(videos["truth"][:n_past], videos["prediction"][:n_past])
+    prediction, truth = (to_video(torch.from_numpy(videos[name][n_past:]).permute(0, 3, 1, 2))
+                         for name in ("prediction", "truth"))
+    shown = psnr(prediction, truth).mean().item()
+    assert shown == pytest.approx(trained.evaluation().psnr["prior_sample"][2].mean(), abs=0.05)    # grey levels
+
+
+def test_a_run_is_not_resumed_on_other_data(tiny_root, tmp_path):
+    config = preset("smoke", precision="float32")
+    Run(config, tmp_path / "run", tiny_root).train(lambda history, model: True, progress=False)
+    simulate(tmp_path / "other", 4, 2, 2, seed=5, workers=1, progress=False)
+    before = (tmp_path / "run" / "data.json").read_bytes()
+    with pytest.raises(ValueError, match="was trained on the data in .*other.*choose another run folder"):
+        Run(config, tmp_path / "run", tmp_path / "other").train(progress=False)
+    assert (tmp_path / "run" / "data.json").read_bytes() == before
+
+
+def test_splits_and_weights_that_do_not_fit_are_refused_before_anything_is_trained(tiny_root, tmp_path):
+    short = Run(preset("smoke", n_future=29), tmp_path / "run", tiny_root)
+    with pytest.raises(DataError, match="train: its sequences have 30 frames"):
+        short.train(progress=False)
+    action_free = tmp_path / "data"
+    shutil.copytree(tiny_root / "processed_data", action_free / "processed_data")
+    for table in (action_free / "processed_data" / "test").rglob("*.csv"):
+        table.unlink()
+    lab = Run(preset("smoke"), tmp_path / "run", action_free)
+    with pytest.raises(DataError, match="test: each frame comes with 0 numbers.*conditioned on 7"):
+        lab.train(progress=False)
+    assert not lab.folder.exists()
+    checkpoint.save(lab.folder / "best.safetensors", seeded_model(lab.config))
+    with pytest.raises(DataError, match="test: each frame comes with 0 numbers.*conditioned on 7"):
+        lab.evaluation()
+
+
+def test_a_result_says_where_it_comes_from(trained):
+    line = show.provenance(trained)
+    for fact in (trained.config.hash, "simulated robot", trained.pack("test").data_sha, show.machine(), "float32"):
+        assert fact in line
+    assert show.table("a", "b", rows=[(1, "x")]) == "| a | b |\n| :-- | :-- |\n| 1 | x |"
