@@ -57,12 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--camera", choices=("aux1", "main"), default="aux1", help="of TFRecords: whose frames (default: aux1)")
     command(_check, "count the sequences and name every problem of a data set and of its packs")("root", type=Path)
 
-    add = command(_train, "train, or resume the run in the folder", run)
+    add = command(_train, "train, or resume the run in the folder (in several processes: torchrun -m lab5.cli train)",
+                  run)
     add("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[], type=_setting,
         help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
     add("--from", dest="source", default="", type=_absolute, metavar="RUN",
         help="begin with the best weights of another run, at their epoch, e.g. with a lower lr")
-    add("--processes", type=_positive, default=1, help="train in several processes, one per GPU or core")
     command(_evaluate, "score a run's best weights on the test split", run)
     command(_demo, "score the weights that come with the workbook on the simulated robot's test split")
 
@@ -151,7 +151,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from lab5.training import init_from, launch
+    from lab5.training import init_from
     from lab5.workbook.run import Run, open_run
 
     changes = dict(options.settings)
@@ -164,12 +164,6 @@ def _train(options: argparse.Namespace) -> None:
         lab = open_run(options.preset, options.run, options.data)
         if changes:
             lab = Run(PRESETS[options.preset].replace(**changes), lab.folder, lab.data)
-    if options.processes > 1:
-        lab.prepare()
-        settings = [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
-        launch(options.processes, ["train", "--preset", options.preset, "--run", str(lab.folder), "--data",
-                                   str(lab.data), *settings])
-        return
     history = lab.train()
     if os.environ.get("RANK", "0") == "0":                      # of several processes one reports
         scored = [record["psnr"] for record in history if record["psnr"] is not None]

@@ -88,6 +88,8 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
                 stop = first and on_epoch and on_epoch(trainer.history, trainer.model)
                 if _largest(float(bool(stop)), trainer.device):
                     break
+        if dist.is_initialized():
+            dist.destroy_process_group()
         return trainer.history
 
 
