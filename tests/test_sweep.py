@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lab5 import sweep
 from lab5.config import preset
-from lab5.workbook import Workbook
+from lab5.workbook import sweep
+from lab5.workbook.run import Run
 
 GROUPS = {"KL schedule": {"none": {"kl_schedule": "zero"}, "monotonic": {"kl_schedule": "monotonic"}},
           "Extras": {"none": {}, "all four": sweep.ALL_FOUR}}
@@ -14,27 +14,27 @@ GROUPS = {"KL schedule": {"none": {"kl_schedule": "zero"}, "monotonic": {"kl_sch
 
 @pytest.fixture(scope="module")
 def swept(tiny_root, tmp_path_factory):
-    book = Workbook(preset("smoke", precision="float32"), tmp_path_factory.mktemp("sweep") / "run", tiny_root)
-    return book, sweep.sweep(book, GROUPS, share=0.5)
+    lab = Run(preset("smoke", precision="float32"), tmp_path_factory.mktemp("sweep") / "run", tiny_root)
+    return lab, sweep.sweep(lab, GROUPS, share=0.5)
 
 
 def test_every_option_is_scored_and_the_reference_stands_in_every_group(swept):
-    book, results = swept[0], swept[1].results
+    lab, results = swept[0], swept[1].results
     assert [(r.group, r.option, r.is_reference) for r in results] == [
         ("KL schedule", "none", False), ("KL schedule", "monotonic", True),
         ("Extras", "none", True), ("Extras", "all four", False)]
-    assert all(r.sampled.shape == (1, 4) for r in results)
-    assert results[1].runs == results[2].runs and np.array_equal(results[1].sampled, results[2].sampled)
-    assert len(list((book.run / "variants").iterdir())) == 3
+    assert all(r.prior_sample.shape == (1, 4) for r in results)
+    assert results[1].runs == results[2].runs and np.array_equal(results[1].prior_sample, results[2].prior_sample)
+    assert len(list((lab.folder / "variants").iterdir())) == 3
     assert results[3].runs[0].config.hierarchical and results[3].runs[0].config.epochs == 1
 
 
 def test_a_second_sweep_trains_nothing(swept):
-    book, results = swept[0], swept[1].results
-    before = {path: path.stat().st_mtime_ns for path in book.run.rglob("last.safetensors")}
-    again = sweep.sweep(book, GROUPS, share=0.5).results
-    assert {path: path.stat().st_mtime_ns for path in book.run.rglob("last.safetensors")} == before
-    assert all(np.array_equal(a.sampled, b.sampled) for a, b in zip(again, results, strict=True))
+    lab, results = swept[0], swept[1].results
+    before = {path: path.stat().st_mtime_ns for path in lab.folder.rglob("last.safetensors")}
+    again = sweep.sweep(lab, GROUPS, share=0.5).results
+    assert {path: path.stat().st_mtime_ns for path in lab.folder.rglob("last.safetensors")} == before
+    assert all(np.array_equal(a.prior_sample, b.prior_sample) for a, b in zip(again, results, strict=True))
 
 
 def swept_by(*sampled):
@@ -53,8 +53,8 @@ def test_with_one_seed_differences_are_paired_over_sequences():
     low, high = stats.ttest_rel(gained[0], hard[0]).confidence_interval()
     assert (mean - half, mean + half) == pytest.approx((low, high))
     assert half < 0.05 < 1.96 * stats.sem(hard[0])
-    assert made.verdict(made.results[1]) == f"{mean:+.2f} ± {half:.2f} dB"
-    assert made.verdict(*reversed(made.results)) == f"{mean:+.2f} ± {half:.2f} dB"
+    assert made.gain(*reversed(made.results)) == pytest.approx((mean, half))
+    assert sweep.signed(-mean, half) == f"−{mean:.2f} ± {half:.2f} dB"
 
 
 def test_with_two_options_the_noise_over_seeds_is_that_of_a_paired_test():
@@ -75,22 +75,23 @@ def test_the_noise_is_what_options_and_seeds_leave():
     chance = np.random.default_rng(1).normal(0, 0.5, (30, 3))
     made = swept_by(*(scores[:, None] for scores in options + seeds + chance))
     assert made.noise[0] == pytest.approx(0.5, rel=0.25)
-    assert "within the noise" in made.verdict(made.results[1]) and "noise" not in made.verdict(made.results[-1])
+    clear = [abs(gain) > half for gain, half in map(made.gain, made.results[1:])]
+    assert not clear[0] and clear[-1]
 
 
 def test_a_table_that_was_written_says_what_the_sweep_said(swept, tmp_path):
-    book, made = swept
+    lab, made = swept
     made.write(tmp_path / "sweep.csv")
     again = sweep.Sweep.read(tmp_path / "sweep.csv")
     assert [(r.group, r.option, r.is_reference) for r in again.results] == [
         (r.group, r.option, r.is_reference) for r in made.results]
     for new, old in zip(again.results, made.results, strict=True):
-        assert new.sampled.mean() == pytest.approx(old.sampled.mean(), abs=1e-4)
+        assert new.prior_sample.mean() == pytest.approx(old.prior_sample.mean(), abs=1e-4)
         assert new.kl == pytest.approx(old.kl, rel=1e-5)
-    assert again.facts["sequences"] == "6" and again.facts["data"] == book.pack("test").fingerprint
+    assert again.facts["sequences"] == "6" and again.facts["data"] == lab.pack("test").data_sha
     assert [line.split(" | ")[:2] for line in again.table().splitlines()[2:]] == [
         line.split(" | ")[:2] for line in made.table().splitlines()[2:]]
-    assert list(again.in_words()) == list(GROUPS) and "comes first" in again.in_words()["Extras"]
+    assert list(again.groups()) == list(GROUPS)
 
 
 @pytest.mark.parametrize("content", ["", "choice,option\n", "choice,option\nKL,none\n",
@@ -107,16 +108,16 @@ def test_the_recorded_sweep_has_three_seeds_of_every_option(choices):
     results = sweep.Sweep.read(sweep.RECORDED / f"sweep_{choices}.csv").results
     assert [(r.group, r.option) for r in results] == [
         (group, option) for group, options in sweep.SWEEPS[choices].items() for option in options]
-    assert all(len(r.sampled) >= 3 for r in results)
+    assert all(len(r.prior_sample) >= 3 for r in results)
 
 
-def test_readme_tells_the_recorded_numbers():
+def test_readme_quotes_the_recorded_numbers():
     recorded = sweep.Sweep.read(sweep.RECORDED / "sweep_extras.csv")
     text = (sweep.PROJECT / "README.md").read_text(encoding="utf-8")
     for r in recorded.results:
         gain = "reference" if r.is_reference else sweep.signed(*recorded.gain(r)).removesuffix(" dB")
         row = next(line for line in text.splitlines() if line.startswith(f"| {r.option} |"))
-        cells = (r.option, f"{r.sampled.mean():.2f}", f"{r.mean.mean():.2f}", gain, f"{r.seconds.mean() / 60:.1f}")
+        cells = (r.option, f"{r.prior_sample.mean():.2f}", f"{r.prior_mean.mean():.2f}", gain, f"{r.seconds.mean() / 60:.1f}")
         assert row.replace("*", "") == f"| {' | '.join(cells)} |"
     assert f"{int(recorded.facts['sequences']):,} sequences a run" in text
 
@@ -128,22 +129,21 @@ def test_every_option_of_every_sweep_is_a_configuration():
                 preset("quick", **changes)
 
 
-def test_a_variant_that_diverges_is_told_in_the_table_and_the_others_are_compared(tiny_root, tmp_path, monkeypatch):
+def test_a_variant_that_diverges_is_named_in_the_table_and_the_others_are_compared(tiny_root, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "each", lambda task, items, *_: map(task, items))          # in this process
-    book = Workbook(preset("smoke", precision="float32"), tmp_path / "run", tiny_root)
+    lab = Run(preset("smoke", precision="float32"), tmp_path / "run", tiny_root)
     groups = {"Learning rate": {"0.001": {}, "0.002": {"lr": 2e-3}, "wild": {"lr": 1e6}}}
-    swept = sweep.sweep(book, groups, share=0.5, seeds=2)
-    told = [line.strip("| ").split(" | ") for line in swept.table().splitlines()[2:]]
-    assert [cells[1:3] for cells in told][2] == ["wild", "diverged in 2 of 2 runs"]
-    assert "reference" in told[0] and "dB" in told[1][4]
+    swept = sweep.sweep(lab, groups, share=0.5, seeds=2)
+    rows = [line.strip("| ").split(" | ") for line in swept.table().splitlines()[2:]]
+    assert [cells[1:3] for cells in rows][2] == ["wild", "diverged in 2 of 2 runs"]
+    assert "reference" in rows[0] and "dB" in rows[1][4]
     wild = swept.results[2]
     assert all("Diverged" not in note and "lr=500000" in note for note in (
-        (run.run / "diverged.txt").read_text() for run in wild.runs))
+        (run.folder / "diverged.txt").read_text() for run in wild.runs))
     assert [row["setting"] for row in swept.effects()] == ["0.001", "0.002"]
-    assert swept.in_words()["Learning rate"].endswith("*wild* diverged.")
-    before = {path: path.stat().st_mtime_ns for path in book.run.rglob("*.*")}
-    assert sweep.sweep(book, groups, share=0.5, seeds=2).table() == swept.table()
-    assert {path: path.stat().st_mtime_ns for path in book.run.rglob("*.*")} == before      # it is found out once
+    before = {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*.*")}
+    assert sweep.sweep(lab, groups, share=0.5, seeds=2).table() == swept.table()
+    assert {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*.*")} == before      # a second sweep does not repeat it
     swept.write(tmp_path / "sweep.csv")
     again = sweep.Sweep.read(tmp_path / "sweep.csv")
     assert again.results[2].diverged == 2 and "diverged in 2 of 2 runs" in again.table()
@@ -153,5 +153,3 @@ def test_where_the_reference_diverged_there_is_nothing_to_compare_with():
     lost = np.full((1, 4), np.nan)
     with pytest.raises(ValueError, match="reference run has diverged.*lower lr"):
         swept_by(lost, np.ones((1, 4))).table()
-    words = swept_by(np.ones((1, 4)), lost).in_words()[""]
-    assert words == "*0* comes first with 1.00 dB; *1* diverged."
