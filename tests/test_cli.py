@@ -1,25 +1,32 @@
 """The command: what it prints and what it returns. What a user can get wrong is in `test_bad_input`."""
 
+import json
+import shutil
+
 import pytest
 
 from lab5.cli import main
 from lab5.config import Config
-from lab5.training import read_history
+from lab5.data import open_pack
 
 
-def test_check_counts_sequences_and_problems(tiny_root, tmp_path, capsys):
+def test_check_counts_sequences_and_names_every_problem(tiny_root, tiny_packs, tmp_path, capsys):
     assert main(["check", str(tiny_root)]) == 0
-    assert "train 8, validate 4, test 4 sequences, 0 problems" in capsys.readouterr().out
-    for split in ("train", "validate", "test"):
-        (tmp_path / "processed_data" / split).mkdir(parents=True)
-        for folder in (tiny_root / "processed_data" / split).iterdir():
-            (tmp_path / "processed_data" / split / folder.name).symlink_to(folder)
+    printed = capsys.readouterr().out
+    assert "train: 8 sequences of 30 frames, with actions and positions" in printed and "0 problems" in printed
+    shutil.copytree(tiny_root / "processed_data", tmp_path / "processed_data")
     broken = tmp_path / "processed_data" / "test" / "traj_256_to_511.tfrecords" / "0"
     broken.mkdir(parents=True)
     assert main(["check", str(tmp_path)]) == 1
-    *problems, counts = capsys.readouterr().out.splitlines()
-    assert problems and all(str(broken) in line for line in problems)
-    assert f"test 5 sequences, {len(problems)} problem" in counts
+    problem, *_, count = capsys.readouterr().out.splitlines()
+    assert str(broken) in problem and count == "1 problems"
+
+
+def test_pack_regenerates_the_packs_of_a_tree(tiny_root, tiny_packs, tmp_path, capsys):
+    shutil.copytree(tiny_root / "processed_data", tmp_path / "processed_data")
+    assert main(["pack", str(tmp_path)]) == 0 and "packed into" in capsys.readouterr().out
+    for split, pack in tiny_packs.items():
+        assert open_pack(tmp_path, split).data_sha == pack.data_sha
 
 
 def test_train_changes_settings_and_evaluate_scores_the_run(tiny_root, tmp_path, capsys):
@@ -31,18 +38,23 @@ def test_train_changes_settings_and_evaluate_scores_the_run(tiny_root, tmp_path,
     assert main(["evaluate", *run]) == 0
     printed = capsys.readouterr().out
     assert "prior sample (graded)" in printed and "average PSNR" in printed and "grade" in printed
-    assert (tmp_path / "run" / "evaluation" / "test" / "per_sequence.csv").exists()
+    summary = json.loads((tmp_path / "run" / "evaluation" / "test" / "summary.json").read_text())
+    assert f"{summary['psnr']['prior_sample']['mean']:.2f}" in printed
 
 
-def test_watch_prints_a_line_an_epoch_of_what_the_history_says(tiny_root, tmp_path, capsys):
-    run = ["--preset", "smoke", "--run", str(tmp_path / "run")]
-    assert main(["train", *run, "--data", str(tiny_root), "--set", "epochs=2", "--set", "validate_every=2"]) == 0
-    capsys.readouterr()
-    assert main(["watch", *run]) == 0                           # the run's own number of epochs, not the preset's
-    heading, *lines = capsys.readouterr().out.splitlines()
-    assert heading.split()[:2] == ["epoch", "MSE"] and len({len(line) for line in (heading, *lines)}) == 1
-    for line, record in zip(lines, read_history(tmp_path / "run"), strict=True):
-        epoch, mse, kl, kl_weight, forced, psnr, speed = line.split()
-        assert int(epoch) == record["epoch"] and float(mse) == pytest.approx(record["mse"], abs=1e-5)
-        assert psnr == ("-" if record["psnr"] is None else f"{record['psnr']:.2f}")
-        assert float(speed) == pytest.approx(record["sequences_per_second"], abs=0.1)
+def test_train_begins_with_the_weights_of_another_run(tiny_root, tmp_path, capsys):
+    run = ["--preset", "smoke", "--data", str(tiny_root)]
+    assert main(["train", *run, "--run", str(tmp_path / "a"), "--set", "epochs=1"]) == 0
+    assert main(["train", *run, "--from", str(tmp_path / "a")]) == 1
+    assert "--from needs --run" in capsys.readouterr().err
+    assert main(["train", "--from", str(tmp_path / "a"), "--run", str(tmp_path / "b"), "--set", "epochs=2",
+                 "--set", "lr=0.0005"]) == 0
+    first, second = ((tmp_path / name / "history.jsonl").read_text().splitlines() for name in "ab")
+    assert len(second) == 2 and second[0] == first[0]
+    assert Config.load(tmp_path / "b" / "config.json").lr == 0.0005
+
+
+@pytest.mark.parametrize("arguments", [["train", "--set", "lr"], ["sweep", "--share", "2"], ["watch"], []])
+def test_wrong_arguments_end_with_status_2(arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
