@@ -24,41 +24,35 @@ def write_pack(root: Path, split: str, names: list[str], read: Callable[[str], A
                condition_dim: int, simulated: bool = False, progress: bool = True, regenerate: bool = True) -> None:
     """Write ``root/packed/split`` under another name and rename it when it is whole.
 
-    All that a pack is goes in here, hence the number of arguments.
-
-    Args:
-        names: the sequences, in order.
-        read: called with a name, by several threads; returns its frames and conditions.
-        length, condition_dim: T and D of every sequence.
-        regenerate: whether a pack that is there is replaced.
-    Raises:
-        DataError: what `read` raises; too little space on the disk; a folder that cannot be written.
+    All that a pack is goes in here, hence the number of arguments. `read` is called with the `names` in their order,
+    by several threads, and returns frames and conditions, T = `length` and D = `condition_dim`. A pack that is there
+    is replaced if `regenerate`. Raises DataError where `read` does, or the folder is full or cannot be written.
     """
-    folder = root / "packed"
-    aside, shape = folder / f".{split}.tmp", (len(names), length)
+    folder, shape = root / "packed", (len(names), length)
     shapes = {"frames": ("|u1", (*shape, FRAME_SIZE, FRAME_SIZE, 3)), "conditions": ("<f4", (*shape, condition_dim))}
     needed = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for kind, shape in shapes.values())
+    new, old = (folder / f".{split}.tmp" / name for name in ("new", "old"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(folder).free) < needed:
-            raise DataError(f"{folder}: packing {split} needs {needed / 1e9:.3f} GB, but {free / 1e9:.3f} GB are free. "
-                            "Free some space, or link this folder to a larger disk")
-        with FileLock(folder / f"{split}.lock"):                # of several processes one packs, the others wait
+        with FileLock(folder / f"{split}.lock"), ExitStack() as cleanup:    # of several processes one packs
             if (folder / split).is_dir() and not regenerate:
                 return
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            shas = _write_arrays(aside, shapes, in_order(read, names, f"packing {split}", progress))
+            shutil.rmtree(new.parent, ignore_errors=True)       # left by a killed call
+            if (free := shutil.disk_usage(folder).free) < needed:
+                raise DataError(f"{folder}: packing {split} needs {needed / 1e9:.3f} GB, but {free / 1e9:.3f} GB are "
+                                "free. Free some space, or link this folder to a larger disk")
+            cleanup.callback(shutil.rmtree, new.parent, ignore_errors=True)
+            new.mkdir(parents=True)
+            shas = _write_arrays(new, shapes, in_order(read, names, f"packing {split}", progress))
             record = {"format": FORMAT, "simulated": simulated, **shas, "names": names}
-            (aside / "pack.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-            shutil.rmtree(folder / split, ignore_errors=True)
-            os.replace(aside, folder / split)
+            (new / "pack.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            if (folder / split).exists():
+                os.replace(folder / split, old)
+            os.replace(new, folder / split)
     except OSError as error:
         raise DataError(f"{folder}: packing {split} failed ({error.strerror or error}). Free some space or make the "
                         "folder writable. If nothing can be written beside the data, link processed_data into a "
                         "folder of your own and name that") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_arrays(folder: Path, shapes: dict[str, tuple[str, tuple[int, ...]]], rows: Iterator[Arrays],
