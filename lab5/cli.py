@@ -156,8 +156,9 @@ def _train(options: argparse.Namespace) -> None:
 
     changes = dict(options.settings)
     if options.source:
-        if not options.run:
-            raise ValueError("--from needs --run, a new folder for the run that begins with those weights")
+        if not options.run or "RANK" in os.environ:
+            raise ValueError("--from needs --run, a new folder for the run that begins with those weights, and a single "
+                             "process; torchrun can resume it later, without --from")
         source, folder = open_run(options.preset, options.source, options.data), Path(options.run)
         lab = Run(init_from(source.folder, folder, **changes), folder, source.data)
     else:
@@ -208,8 +209,10 @@ def _report(options: argparse.Namespace) -> int:
     if options.pdf:
         return _make_pdf(open_run(options.preset, options.run, options.data), options)
     lab = run_report(options.preset, options.run, options.data, options.only)
-    if not options.only:
-        _make_pdf(lab, options)
+    if options.only:
+        print(f"executed notebooks: {lab.folder / 'notebooks'}")
+        return 0
+    _make_pdf(lab, options)
     print(summary(lab))
     return 0
 

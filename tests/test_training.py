@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from lab5 import checkpoint, schedules, training
-from lab5.cli import main
+from lab5.data import DataError
 from lab5.model import CVAE
 from lab5.schedules import learning_rate
-from lab5.training import Busy, Diverged, branch, read_history, train
+from lab5.training import Diverged, RunLocked, init_from, read_history, train
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_loader_processes_change_nothing(workers, config, tiny_packs, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["before the checkpoint", "within the checkpoint", "after the checkpoint"])
-def test_a_run_cut_off_around_a_checkpoint_goes_on_to_the_same_weights(moment, config, tiny_packs, tmp_path,
+def test_a_run_cut_off_around_a_checkpoint_resumes_to_the_same_weights(moment, config, tiny_packs, tmp_path,
                                                                         monkeypatch):
     config = config.replace(epochs=3)
     run(config, tiny_packs, tmp_path / "unbroken")
@@ -99,12 +99,12 @@ def test_a_run_cut_off_around_a_checkpoint_goes_on_to_the_same_weights(moment, c
 
 
 def exact(history):
-    """What of a history does not hang on the clock."""
+    """What of a history does not depend on the clock."""
     return [{name: value for name, value in record.items() if "second" not in name} for record in history]
 
 
 @pytest.mark.parametrize("last", [1, 2])
-def test_a_run_stopped_after_an_epoch_is_saved_and_goes_on_to_the_same_weights(last, config, tiny_packs, tmp_path):
+def test_a_run_stopped_after_an_epoch_is_saved_and_resumes_to_the_same_weights(last, config, tiny_packs, tmp_path):
     config = config.replace(epochs=3, validate_every=2, norm_freeze=0.5)
     unbroken = run(config, tiny_packs, tmp_path / "unbroken")
     stopped = run(config, tiny_packs, tmp_path / "stopped", on_epoch=lambda history, model: len(history) == last)
@@ -117,7 +117,7 @@ def test_a_run_stopped_after_an_epoch_is_saved_and_goes_on_to_the_same_weights(l
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_step_is_followed_by_a_checkpoint_and_loses_nothing(number, config, tiny_packs, tmp_path,
-                                                                             monkeypatch, capsys):
+                                                                             monkeypatch):
     config = config.replace(batches_per_epoch=5, norm_freeze=0.5, tf_start=0.5)
     unbroken = run(config, tiny_packs, tmp_path / "unbroken")
     terms, steps = CVAE.elbo_terms, []
@@ -138,7 +138,6 @@ def test_a_signal_ends_the_step_is_followed_by_a_checkpoint_and_loses_nothing(nu
             run(config, tiny_packs, tmp_path / "cut")
     finally:
         assert signal.signal(signal.SIGTERM, before) is die
-    assert "stopped within epoch 2, after 2 of its 5 steps" in capsys.readouterr().err
     facts = checkpoint.load_model(tmp_path / "cut" / "last.safetensors")[1]
     assert len(steps) == 7 and (facts["epoch"], facts["within"]["steps"]) == (1, 2)
     assert exact(run(config, tiny_packs, tmp_path / "cut")) == exact(unbroken)
@@ -155,7 +154,7 @@ def test_an_interrupt_from_the_terminal_does_not_cost_the_loader_processes(tiny_
             break
     os.killpg(job.pid, signal.SIGINT)
     _, errors = job.communicate(timeout=120)
-    assert job.returncode == 130 and "stopped within epoch 1" in errors, errors
+    assert job.returncode == 130 and "the same command resumes from here" in errors, errors
     assert 1 <= checkpoint.load_model(tmp_path / "last.safetensors")[1]["within"]["steps"] < 400
 
 
@@ -201,27 +200,6 @@ def _raise(error):
     raise error
 
 
-def test_two_processes_stop_together(config, tiny_root, tmp_path):
-    """Only the first is asked; did the other train on, it would wait for the first until the test's patience ends."""
-    script = tmp_path / "stop.py"
-    script.write_text(f"""
-from pathlib import Path
-from lab5 import config, data, parallel, training
-
-packs = [data.open_pack({str(tiny_root)!r}, split, progress=False) for split in ("train", "validate")]
-settings = config.preset("smoke", precision="float32", batch_size=4, epochs=4)
-history = training.train(settings, *packs, Path({str(tmp_path / "run")!r}), progress=False,
-                         on_epoch=lambda history, model: len(history) == 2)
-Path({str(tmp_path)!r}, f"process-{{parallel.join().rank}}").write_text(f"{{len(history)}} epochs")
-parallel.leave()
-""")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert [(tmp_path / f"process-{rank}").read_text() for rank in (0, 1)] == ["2 epochs"] * 2
-    assert len(read_history(tmp_path / "run")) == 2
-
-
 def test_a_finished_run_is_not_trained_again(config, tiny_packs, tmp_path):
     run(config, tiny_packs, tmp_path)
     before = weights(tmp_path)
@@ -232,7 +210,7 @@ def test_a_finished_run_is_not_trained_again(config, tiny_packs, tmp_path):
 
 def test_another_configuration_in_the_same_folder_is_refused(config, tiny_packs, tmp_path):
     run(config, tiny_packs, tmp_path)
-    with pytest.raises(ValueError, match="lr is 0.001 there and 0.5 here"):
+    with pytest.raises(ValueError, match="lr: 0.5 here, 0.001 there"):
         run(config.replace(lr=0.5), tiny_packs, tmp_path)
 
 
@@ -253,53 +231,6 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(confi
     assert len(read_history(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("tear", [lambda text: text + '{"epoch": 3, "lo', lambda text: text[:-9],
-                                  lambda text: "7\n" + text, lambda text: text.replace("{", "[", 1)])
-def test_a_torn_history_is_restored_from_the_checkpoint(tear, config, tiny_packs, tmp_path):
-    history = run(config, tiny_packs, tmp_path)
-    path = tmp_path / "history.jsonl"
-    path.write_text(tear(path.read_text()))
-    with pytest.warns(UserWarning, match="history.jsonl, line"):
-        assert read_history(tmp_path) == history
-    run(config, tiny_packs, tmp_path)
-    assert read_history(tmp_path) == history                    # whole again, without a warning
-    path.write_text("{")
-    for name in ("last.safetensors", "last.previous.safetensors"):
-        (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match="history.jsonl, line 1"):
-        read_history(tmp_path)
-
-
-def test_a_lost_history_comes_back_from_the_checkpoint(config, tiny_packs, tmp_path):
-    history = run(config, tiny_packs, tmp_path)
-    (tmp_path / "history.jsonl").unlink()
-    assert run(config, tiny_packs, tmp_path) == history == read_history(tmp_path)
-
-
-@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"",
-                                    lambda content: content[:2000] + b"x" + content[2001:]])
-def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(damage, config, tiny_packs, tmp_path):
-    config = config.replace(epochs=3)
-    unbroken = run(config, tiny_packs, tmp_path / "unbroken")
-    run(config, tiny_packs, tmp_path / "damaged", on_epoch=lambda history, model: len(history) == 2)
-    path = tmp_path / "damaged" / "last.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning, match="last.previous.safetensors"):
-        history = run(config, tiny_packs, tmp_path / "damaged")
-    assert exact(history) == exact(unbroken)
-    assert weights(tmp_path / "damaged") == weights(tmp_path / "unbroken")
-
-
-@pytest.mark.parametrize("facts", [{"history": [7]}, {"history": [], "within": {"steps": "many"}},
-                                   {"history": [], "within": [1]}])
-def test_a_checkpoint_whose_facts_are_no_trainings_is_refused(facts, config, tiny_packs, tmp_path):
-    run(config, tiny_packs, tmp_path, on_epoch=lambda history, model: True)
-    path = tmp_path / "last.safetensors"
-    checkpoint.save(path, checkpoint.load_model(path)[0], **facts)
-    with pytest.raises(checkpoint.CheckpointError, match="its facts are not those of a training.*delete it"):
-        run(config, tiny_packs, tmp_path)
-
-
 def test_the_zero_schedule_trains_without_the_kl(config, tiny_packs, tmp_path):
     history = run(config.replace(kl_schedule="zero"), tiny_packs, tmp_path)
     assert all(record["kl_weight"] == 0 and record["loss"] == pytest.approx(record["mse"]) for record in history)
@@ -312,7 +243,7 @@ def test_the_history_says_what_the_schedules_did(config, tiny_packs, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["tf_end"] == 1.0
 
 
-def test_frozen_norms_keep_their_statistics_and_the_weights_go_on(config, tiny_packs, tmp_path):
+def test_frozen_norms_keep_their_statistics_while_the_weights_learn(config, tiny_packs, tmp_path):
     def statistics(path):
         tensors = checkpoint._read(path / "last.safetensors")[0]
         return ({k: v for k, v in tensors.items() if "running" in k and k.startswith("model")},
@@ -334,7 +265,7 @@ def test_a_second_training_in_the_same_folder_is_refused(config, tiny_packs, tmp
     refused = []
 
     def meanwhile(history, model):
-        with pytest.raises(Busy, match="another process is training this run"):
+        with pytest.raises(RunLocked, match="another process is training this run"):
             run(config, tiny_packs, tmp_path)
         refused.append(len(history))
 
@@ -343,52 +274,60 @@ def test_a_second_training_in_the_same_folder_is_refused(config, tiny_packs, tmp
     run(config, tiny_packs, tmp_path)                           # and the folder is free again
 
 
-def fallen(config, packs, folder, monkeypatch, scores):
-    """A run whose validations come out as `scores`, until it ends."""
-    class Scores:
-        def __init__(self, psnr):
-            self.psnr = psnr
-
-        def average(self, protocol):
-            return self.psnr, 0.0
-
-    remaining = iter(scores)
-    monkeypatch.setattr(training, "evaluate", lambda *args, **options: Scores(next(remaining)))
-    return run(config.replace(epochs=len(scores)), packs, folder)
-
-
-def test_a_fall_of_the_validation_ends_the_run_and_says_how_to_go_on(config, tiny_packs, tiny_root, tmp_path,
-                                                                     monkeypatch, capsys):
-    folder = tmp_path / "run"
-    words = "fell to 2.0 dB from 14.0 dB after epoch 2.*half the learning rate"
-    with monkeypatch.context() as patch, pytest.raises(Diverged, match=words) as raised:
-        fallen(config, tiny_packs, folder, patch, [10.0, 14.0, 2.0, 14.0])
-    assert len(read_history(folder)) == 3
-    with pytest.raises(Diverged, match="fell to 2.0 dB"):       # the same command does not run on for another night
-        run(config.replace(epochs=4), tiny_packs, folder)
-    command = next(line for line in str(raised.value).splitlines() if line.startswith("  lab5 train")).split()[1:]
-    assert main([*command, "--data", str(tiny_root)]) == 0
-    history = read_history(tmp_path / "run-lr0.0005")
-    assert history[:2] == read_history(folder)[:2] and [r["epoch"] for r in history] == [1, 2, 3, 4]
-    assert history[2]["lr"] == pytest.approx(read_history(folder)[2]["lr"] / 2)
-
-
-@pytest.mark.parametrize("scores", [[15.0, 20.0, 15.0, 21.0], [8.0, 3.0, 9.0, 10.0]])
-def test_an_ordinary_setback_is_not_a_divergence(scores, config, tiny_packs, tmp_path, monkeypatch):
-    assert len(fallen(config, tiny_packs, tmp_path, monkeypatch, scores)) == 4
-
-
 def test_an_exploding_kl_ends_the_run(config, tiny_packs, tmp_path, monkeypatch):
     terms = CVAE.elbo_terms
     monkeypatch.setattr(CVAE, "elbo_terms", lambda *args: (
         lambda found: dataclasses.replace(found, kl=found.kl + 1e6))(terms(*args)))
-    with pytest.raises(Diverged, match=r"KL 1e\+06 nats a frame.*start anew, in a new run folder.*lr=0.0005"):
+    with pytest.raises(Diverged, match=r"KL 1e\+06 nats per frame.*half the learning rate.*lr=0.0005"):
         run(config, tiny_packs, tmp_path)
-    assert not (tmp_path / "last.safetensors").exists()         # nothing of it is gone on from
+    assert not (tmp_path / "last.safetensors").exists()         # nothing of it is resumed
 
 
-def test_going_on_with_another_model_is_refused(config, tiny_packs, tmp_path):
+def test_continuing_with_another_model_is_refused(config, tiny_packs, tmp_path):
     run(config, tiny_packs, tmp_path / "a")
     with pytest.raises(ValueError, match="do not fit a model with"):
-        branch(tmp_path / "a", tmp_path / "b", width=8)
+        init_from(tmp_path / "a", tmp_path / "b", width=8)
     assert not (tmp_path / "b").exists()
+
+
+def test_the_settings_of_the_machine_may_change_on_resuming(config, tiny_packs, tmp_path):
+    run(config, tiny_packs, tmp_path / "unbroken")
+    run(config, tiny_packs, tmp_path / "moved", on_epoch=lambda history, model: True)
+    run(config.replace(workers=2, best_of=5, preset="other"), tiny_packs, tmp_path / "moved")
+    assert weights(tmp_path / "moved") == weights(tmp_path / "unbroken")
+    assert json.loads((tmp_path / "moved" / "config.json").read_text())["workers"] == 2
+
+
+@pytest.mark.parametrize("tear", [lambda text: text + '{"epoch": 3, "lo', lambda text: text[:-9], lambda text: "7\n" + text])
+def test_a_torn_history_is_refused_with_its_line(tear, config, tiny_packs, tmp_path):
+    run(config, tiny_packs, tmp_path)
+    path = tmp_path / "history.jsonl"
+    path.write_text(tear(path.read_text()))
+    with pytest.raises(ValueError, match=r"history.jsonl, line \d: not the record of epoch"):
+        run(config, tiny_packs, tmp_path)
+
+
+def test_a_lost_history_is_named_and_the_checkpoint_left_as_it_is(config, tiny_packs, tmp_path):
+    run(config.replace(epochs=3), tiny_packs, tmp_path, on_epoch=lambda history, model: len(history) == 2)
+    (tmp_path / "history.jsonl").unlink()
+    before = weights(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="is of epoch 2, and history.jsonl beside it has 0 epochs"):
+        run(config.replace(epochs=3), tiny_packs, tmp_path)
+    assert weights(tmp_path) == before
+
+
+def test_a_run_is_initialised_with_the_best_weights_of_another(config, tiny_packs, tmp_path):
+    run(config, tiny_packs, tmp_path / "a")
+    best = checkpoint.load_model(tmp_path / "a" / "best.safetensors")[1]["epoch"]
+    changed = init_from(tmp_path / "a", tmp_path / "b", lr=5e-4, epochs=4)
+    history = run(changed, tiny_packs, tmp_path / "b")
+    assert history[:best] == read_history(tmp_path / "a")[:best] and [r["epoch"] for r in history] == [1, 2, 3, 4]
+
+
+def test_data_that_do_not_fit_are_refused_before_anything_is_trained(config, tiny_packs, tmp_path):
+    with pytest.raises(DataError, match="its sequences have 30 frames, the model's windows 2 . 40"):
+        run(config.replace(n_future=40), tiny_packs, tmp_path / "long")
+    action_free = dataclasses.replace(tiny_packs["validate"], conditions=tiny_packs["validate"].conditions[..., :0])
+    with pytest.raises(DataError, match="0 numbers of action and position, the model is conditioned on 7"):
+        train(config, tiny_packs["train"], action_free, tmp_path / "free", progress=False)
+    assert not list(tmp_path.iterdir())
