@@ -82,16 +82,17 @@ def test_sequences_come_in_numeric_order_from_either_level_and_what_is_missing_i
 
 
 def test_the_pack_holds_exactly_the_pictures_and_tables(lab):
-    table = first_sequence(lab) / ACTIONS                       # a spreadsheet's marks are no damage
+    table = first_sequence(lab, "test") / ACTIONS                       # a spreadsheet's marks are no damage
     table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
-    pack = open_or_pack(lab / "processed_data", "train", progress=False)
+    pack = open_or_pack(lab / "processed_data", "test", progress=False)
     assert (len(pack), pack.condition_dim, pack.simulated) == (4, 7, False)
     assert pack.names == [f"{SHARD}/{n}" for n in range(4)]
     np.testing.assert_array_equal(pack.frames, [frames_of(n) for n in range(4)])
     np.testing.assert_array_equal(pack.conditions, [conditions_of(n) for n in range(4)])
     assert (pack.frames.dtype, pack.conditions.dtype) == (np.uint8, np.float32) and not pack.frames.flags.writeable
     (lab / "processed_data" / "simulation.json").write_text("{}")
-    assert open_or_pack(lab, "test", progress=False).simulated
+    shutil.rmtree(lab / "processed_data" / "validate")          # is simulated later
+    assert open_or_pack(lab, "train", progress=False).simulated
 
 
 def test_svgs_layout_takes_the_labs_share_of_train_for_validate_or_is_refused_first(tmp_path):

@@ -77,10 +77,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def tree_shape(found: list[Path]) -> tuple[int, int]:
-    """(T, D) of most of the sequences: their frames, and the numbers of a condition, 7, or 0 without both tables.
-
-    Raises DataError, which names the files that are there, where most have no frames.
-    """
+    """(T, D) of most sequences, D = 0 without both tables. DataError names what is there where most lack frames."""
     shapes = Counter()
     for names in map(_names, found):
         length = sum(re.fullmatch(r"[0-9]+\.png", name) is not None for name in names)
@@ -160,7 +157,8 @@ def write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray, num
 def open_or_pack(root: str | Path, split: str, progress: bool = True) -> Pack:
     """Open a split's pack; the tree is read only if there is none, which is then written. Raises DataError."""
     if not (home(root) / "packed" / split).is_dir():
-        sequences(root, "validate" if split == "train" else split)      # training needs both: refused before packing
+        if split == "train" and not (home(root) / "processed_data" / SIMULATION).exists():
+            sequences(root, "validate")                         # training needs both: refused before packing
         _pack_split(root, split, progress, regenerate=False)
     return open_pack(root, split)
 
