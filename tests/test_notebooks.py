@@ -8,14 +8,17 @@ import nbformat
 import papermill
 import pytest
 
-from lab5.report import find_notebooks
+from lab5.handin.report import find_notebooks
 
 NOTEBOOKS = find_notebooks()
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
 def test_small_copies_run_under_nbval_and_their_facts_are_those_committed(tiny_root, tmp_path):
-    """papermill sets the parameters, nbval executes and compares the cells that are the same on every machine."""
+    """papermill sets the parameters, nbval executes and compares the cells that are the same on every machine.
+
+    In their order: notebook 04 trains the run that the later ones load.
+    """
     parameters = {"preset": "smoke", "run": str(tmp_path / "run"), "data": str(tiny_root)}
     for path in NOTEBOOKS:
         papermill.execute_notebook(path, tmp_path / path.name, parameters, prepare_only=True, progress_bar=False)
@@ -66,7 +69,14 @@ def test_some_facts_are_compared_on_every_machine(path):
 
 
 @names
-def test_the_story_is_told_in_words(path):
+def test_plumbing_is_collapsed(path):
+    """JupyterLab hides the source of every code cell that the report hides."""
+    hidden = [cell for cell in nbformat.read(path, 4).cells if "hide-input" in tags(cell)]
+    assert all(cell.metadata.get("jupyter", {}).get("source_hidden") for cell in hidden)
+
+
+@names
+def test_prose_explains_the_code(path):
     cells = nbformat.read(path, 4).cells
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
     assert words > 350 and cells[0].cell_type == "markdown" and cells[0].source.startswith(f"# {int(path.stem[:2])}.")
