@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--camera", choices=("aux1", "main"), default="aux1", help="of TFRecords: whose frames (default: aux1)")
     command(_check, "count the sequences and name every problem of a data set and of its packs")("root", type=Path)
 
-    add = command(_train, "train, or resume the run in the folder (in several processes: torchrun -m lab5.cli train)",
+    add = command(_train, "train, or resume the run in the folder (in several processes: torchrun -m -- lab5.cli train)",
                   run)
     add("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[], type=_setting,
         help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")

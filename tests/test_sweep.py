@@ -117,7 +117,8 @@ def test_readme_quotes_the_recorded_numbers():
     for r in recorded.results:
         gain = "reference" if r.is_reference else sweep.signed(*recorded.gain(r)).removesuffix(" dB")
         row = next(line for line in text.splitlines() if line.startswith(f"| {r.option} |"))
-        cells = (r.option, f"{r.prior_sample.mean():.2f}", f"{r.prior_mean.mean():.2f}", gain, f"{r.seconds.mean() / 60:.1f}")
+        cells = (r.option, *(f"{scores.mean():.2f}" for scores in (r.prior_sample, r.prior_mean)), gain,
+                 f"{r.seconds.mean() / 60:.1f}")
         assert row.replace("*", "") == f"| {' | '.join(cells)} |"
     assert f"{int(recorded.facts['sequences']):,} sequences a run" in text
 
@@ -143,7 +144,7 @@ def test_a_variant_that_diverges_is_named_in_the_table_and_the_others_are_compar
     assert [row["setting"] for row in swept.effects()] == ["0.001", "0.002"]
     before = {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*.*")}
     assert sweep.sweep(lab, groups, share=0.5, seeds=2).table() == swept.table()
-    assert {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*.*")} == before      # a second sweep does not repeat it
+    assert {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*.*")} == before    
     swept.write(tmp_path / "sweep.csv")
     again = sweep.Sweep.read(tmp_path / "sweep.csv")
     assert again.results[2].diverged == 2 and "diverged in 2 of 2 runs" in again.table()
