@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{split}", type=int, default=count, help=f"sequences (default: {count})")
     add("--length", type=int, default=30, help="frames of a sequence (default: 30)")
     add("--seed", type=_number, default=1)
-    add("--workers", type=_positive, help="processes (default: one per core); the frames do not depend on it")
+    add("--workers", type=partial(_number, least=1), help="processes (default: one per core); no frame depends on it")
 
     add = command(_pack, "pack a data set into memory maps for fast reading, or Berkeley's TFRecords")
     add("source", type=Path, help="folder that holds processed_data, or folder or tar of softmotion30_44k")
@@ -57,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--camera", choices=("aux1", "main"), default="aux1", help="of TFRecords: whose frames (default: aux1)")
     command(_check, "count the sequences and name every problem of a data set and of its packs")("root", type=Path)
 
-    add = command(_train, "train, or resume the run in the folder (in several processes: torchrun -m -- lab5.cli train)",
-                  run)
+    add = command(_train, "train, or resume the run in the folder (several processes: torchrun -m -- lab5.cli)", run)
     add("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[], type=_setting,
         help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
     add("--from", dest="source", default="", type=_absolute, metavar="RUN",
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command(_sweep, "compare settings, one change at a time, under equal budgets", run)
     add("--choices", choices=("core", "extras", "full"), default="core", help="(default: core)")
-    add("--seeds", type=_positive, default=1, help="runs of each option (default: 1)")
+    add("--seeds", type=partial(_number, least=1), default=1, help="runs of each option (default: 1)")
     add("--share", type=_share, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
 
     add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run, student)
@@ -91,15 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+def _number(text: str, least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
     return int(text)
 
 
@@ -121,6 +115,13 @@ def _setting(text: str) -> tuple[str, object]:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve()) if path else ""
+
+
+def _open(options: argparse.Namespace, run: str = ""):
+    """The run of --preset, --run and --data; `run` instead of --run where given."""
+    from lab5.workbook.run import open_run
+
+    return open_run(options.preset, run or options.run, options.data)
 
 
 def _simulate(options: argparse.Namespace) -> None:
@@ -152,17 +153,17 @@ def _check(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> None:
     from lab5.training import init_from
-    from lab5.workbook.run import Run, open_run
+    from lab5.workbook.run import Run
 
     changes = dict(options.settings)
     if options.source:
         if not options.run or "RANK" in os.environ:
-            raise ValueError("--from needs --run, a new folder for the run that begins with those weights, and a single "
-                             "process; torchrun can resume it later, without --from")
-        source, folder = open_run(options.preset, options.source, options.data), Path(options.run)
+            raise ValueError("--from needs --run, a new folder for the run that begins with those weights, and a "
+                             "single process; torchrun can resume that run, without --from")
+        source, folder = _open(options, options.source), Path(options.run)
         lab = Run(init_from(source.folder, folder, **changes), folder, source.data)
     else:
-        lab = open_run(options.preset, options.run, options.data)
+        lab = _open(options)
         if changes:
             lab = Run(PRESETS[options.preset].replace(**changes), lab.folder, lab.data)
     history = lab.train()
@@ -173,9 +174,8 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from lab5.handin.report import summary
-    from lab5.workbook.run import open_run
 
-    print(summary(open_run(options.preset, options.run, options.data)))
+    print(summary(_open(options)))
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -194,9 +194,9 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from lab5.workbook import run, sweep
+    from lab5.workbook import sweep
 
-    lab = run.open_run(options.preset, options.run, options.data)
+    lab = _open(options)
     swept = sweep.sweep(lab, sweep.SWEEPS[options.choices], options.share, options.seeds)
     swept.write(lab.folder / "sweep.csv")
     print(f"{swept.table()}\n\n{lab.folder / 'sweep.csv'}")
@@ -204,10 +204,9 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from lab5.handin.report import run_report, summary
-    from lab5.workbook.run import open_run
 
     if options.pdf:
-        return _make_pdf(open_run(options.preset, options.run, options.data), options)
+        return _make_pdf(_open(options), options)
     lab = run_report(options.preset, options.run, options.data, options.only)
     if options.only:
         print(f"executed notebooks: {lab.folder / 'notebooks'}")
@@ -228,9 +227,8 @@ def _make_pdf(lab, options: argparse.Namespace) -> int:
 
 def _submit(options: argparse.Namespace) -> int:
     from lab5.handin import report, submit
-    from lab5.workbook.run import open_run
 
-    lab = open_run(options.preset, options.run, options.data)
+    lab = _open(options)
     status = _make_pdf(lab, options)
     details = report.find_details(options.details, student_id=options.id, name=options.name)
     path = submit.submit(lab, details, options.to, options.weights)

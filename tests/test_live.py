@@ -95,7 +95,7 @@ def test_drawing_leaves_the_model_and_the_random_state_unchanged(lab, shown):
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     drawn = iio.imread(io.BytesIO(shown[0][-1].data))
-    assert len(drawn) > len(iio.imread(live.figures.render(live.figures.training_curves(history), "png")))      # a strip
+    assert len(drawn) > len(iio.imread(live.figures.render(live.figures.training_curves(history), "png")))    # a strip
 
 
 def test_the_button_ends_the_run_after_an_epoch_and_the_next_call_resumes(lab, shown):

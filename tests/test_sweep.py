@@ -144,7 +144,7 @@ def test_a_variant_that_diverges_is_named_in_the_table_and_the_others_are_compar
     assert [row["setting"] for row in swept.effects()] == ["0.001", "0.002"]
     before = {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*.*")}
     assert sweep.sweep(lab, groups, share=0.5, seeds=2).table() == swept.table()
-    assert {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*.*")} == before    
+    assert {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*.*")} == before
     swept.write(tmp_path / "sweep.csv")
     again = sweep.Sweep.read(tmp_path / "sweep.csv")
     assert again.results[2].diverged == 2 and "diverged in 2 of 2 runs" in again.table()

@@ -8,6 +8,7 @@ was interrupted resumes.
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -19,7 +20,7 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from lab5.config import Config
-from lab5.files import each, write_atomically, write_text
+from lab5.files import each, write_text
 from lab5.training import Diverged, read_history
 from lab5.workbook.run import Run
 from lab5.workbook.show import PROJECT, machine, table
@@ -29,8 +30,8 @@ Options = dict[str, dict]                       # what a reader sees -> the sett
 EXTRAS = ("learned_prior", "conditional_convolution", "hierarchical", "aligned")
 ALL_FOUR = dict.fromkeys(EXTRAS, True)
 CORE: dict[str, Options] = {
-    "KL schedule": {kind: {"kl_schedule": "zero" if kind == "none" else kind}
-                    for kind in ("none", "monotonic", "cyclical")},
+    "KL schedule": {"none": {"kl_schedule": "zero"}, "monotonic": {"kl_schedule": "monotonic"},
+                    "cyclical": {"kl_schedule": "cyclical"}},
     "Teacher forcing": {"always": {"tf_start": 1.0, "tf_min": 1.0}, "never": {"tf_start": 0.0, "tf_min": 0.0}},
     "Extras": {"none": {}, "all four": ALL_FOUR},
 }
@@ -149,18 +150,13 @@ class Sweep:
 
     def write(self, path: Path) -> None:
         """A CSV line for every option and seed, with the configuration's hash and the facts."""
-        def write(part: Path) -> None:
-            with open(part, "w", newline="", encoding="utf-8") as file:
-                lines = csv.writer(file, lineterminator="\n")
-                lines.writerow(COLUMNS)
-                for r in self.results:
-                    for run, sample, mean, kl, seconds in zip(r.runs, r.prior_sample, r.prior_mean, r.kl, r.seconds,
-                                                              strict=True):
-                        lines.writerow([r.group, r.option, int(r.is_reference), run.config.seed, run.config.hash,
-                                        f"{sample.mean():.4f}", f"{mean.mean():.4f}", f"{kl:.6g}", f"{seconds:.0f}",
-                                        *self.facts.values()])
-
-        write_atomically(path, write)
+        rows = [(r.group, r.option, int(r.is_reference), run.config.seed, run.config.hash, f"{sample:.4f}",
+                 f"{mean:.4f}", f"{kl:.6g}", f"{seconds:.0f}", *self.facts.values())
+                for r in self.results for run, sample, mean, kl, seconds in zip(
+                    r.runs, r.prior_sample.mean(axis=1), r.prior_mean.mean(axis=1), r.kl, r.seconds, strict=True)]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+        write_text(path, text.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> Sweep:
