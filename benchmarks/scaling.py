@@ -90,8 +90,8 @@ def together(root: Path, processes: int, epochs: int = 3) -> tuple[float, float,
     """Sequences a second of training in several processes: the fastest epoch after the first."""
     with tempfile.TemporaryDirectory() as run, mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
         settings = (f"epochs={epochs}", "batches_per_epoch=40", "validate_every=100", "validate_sequences=1")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m",
-                   "lab5.cli", "train", "--preset", "quick", "--data", str(root), "--run", run]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+                   "-m", "--", "lab5.cli", "train", "--preset", "quick", "--data", str(root), "--run", run]
         subprocess.run([*command, *(part for setting in settings for part in ("--set", setting))], check=True)
         rates = [record["sequences_per_second"] for record in read_history(Path(run))]
     return max(rates[1:]), float("nan"), float("nan")

@@ -276,12 +276,13 @@ def _draws(config: Config, step: int, ratio: float, noise_size: int) -> tuple[to
 
 @contextmanager
 def _deferred_signals() -> Iterator[list[int]]:
-    """Hold Ctrl-C and SIGTERM back until the block ends; yields the list of those that arrived. A second acts at once."""
+    """Hold Ctrl-C and SIGTERM back until the block ends; yields the list of those that arrived."""
     arrived: list[int] = []
 
     def hold(number: int, frame: object) -> None:
         arrived.append(number)
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:                             # a second Ctrl-C acts at once; torchrun repeats SIGTERM
+            signal.signal(number, before[number])
 
     main = threading.current_thread() is threading.main_thread()
     before = {number: handler for number in (signal.SIGINT, signal.SIGTERM)
@@ -419,7 +420,7 @@ def _largest(number: float, device: torch.device) -> float:
     """The largest of all processes' numbers; in a single process the number itself."""
     if not dist.is_initialized():
         return number
-    value = torch.tensor(number, device=device)
+    value = torch.tensor(float(number), device=device)          # of one type in all processes
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return value.item()
 
