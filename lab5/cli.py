@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import permutations
@@ -30,20 +31,18 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lab5", description="Conditional VAE for video prediction: the workbook.")
     commands = parser.add_subparsers(dest="command", required=True)
-    run, student = (argparse.ArgumentParser(add_help=False) for _ in range(2))
-    run.add_argument("--preset", choices=PRESETS, default="quick")
-    run.add_argument("--run", default="", type=_absolute, help="run folder (default: runs/PRESET in the project)")
-    run.add_argument("--data", default="", type=_absolute, help="data set's folder (default: the simulated robot)")
-    student.add_argument("--id", default="", help="student id, for the title page and the zip's name")
-    student.add_argument("--name", default="", help="student's name")
-    student.add_argument("--details", type=Path, metavar="YAML",
-                         help="file with student_id, name, language (en or zh), discussion (default: report.yaml)")
 
     def command(action, text: str, *parents: argparse.ArgumentParser):
         sub = commands.add_parser(action.__name__[1:], help=text, description=text, parents=parents)
         sub.set_defaults(action=action)
         return sub.add_argument
 
+    _add_data_commands(command)
+    _add_run_commands(command)
+    return parser
+
+
+def _add_data_commands(command: Callable) -> None:
     add = command(_simulate, "write a simulated robot-pushing set in the lab's layout")
     add("root", type=Path, help="folder that gets processed_data")
     for split, count in (("train", 576), ("validate", 32), ("test", 64)):
@@ -58,14 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--camera", choices=("aux1", "main"), default="aux1", help="of TFRecords: whose frames (default: aux1)")
     command(_check, "count the sequences and name every problem of a data set and of its packs")("root", type=Path)
 
-    add = command(_train, "train, or resume the run in the folder (several processes: torchrun -m -- lab5.cli)", run)
-    add("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[], type=_setting,
-        help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
-    add("--from", dest="source", default="", type=_absolute, metavar="RUN",
-        help="begin with the best weights of another run, at their epoch, e.g. with a lower lr")
-    command(_evaluate, "score a run's best weights on the test split", run)
-    command(_demo, "score the weights that come with the workbook on the simulated robot's test split")
-
     add = command(_convert, "make a run folder of a checkpoint of the course's template or of SVG")
     add("checkpoint", type=Path, metavar="MODEL.PTH", help="read without running what is in it")
     add("run", type=Path, nargs="?", metavar="RUN", help="new folder (default: MODEL_lab5 beside it)")
@@ -75,6 +66,25 @@ def _parser() -> argparse.ArgumentParser:
         help="order in which h, z and condition were concatenated (default: hzc)")
     add("--skip", choices=("context", "early", "latest"), default="", help="the decoder's skips: of the last context "
         "frame, of the one before it (i < n_past; default), or of the newest frame (default with last_frame_skip)")
+
+
+def _add_run_commands(command: Callable) -> None:
+    run, student = (argparse.ArgumentParser(add_help=False) for _ in range(2))
+    run.add_argument("--preset", choices=PRESETS, default="quick")
+    run.add_argument("--run", default="", type=_absolute, help="run folder (default: runs/PRESET in the project)")
+    run.add_argument("--data", default="", type=_absolute, help="data set's folder (default: the simulated robot)")
+    student.add_argument("--id", default="", help="student id, for the title page and the zip's name")
+    student.add_argument("--name", default="", help="student's name")
+    student.add_argument("--details", type=Path, metavar="YAML",
+                         help="file with student_id, name, language (en or zh), discussion (default: report.yaml)")
+
+    add = command(_train, "train, or resume the run in the folder (several processes: torchrun -m -- lab5.cli)", run)
+    add("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[], type=_setting,
+        help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
+    add("--from", dest="source", default="", type=_absolute, metavar="RUN",
+        help="begin with the best weights of another run, at their epoch, e.g. with a lower lr")
+    command(_evaluate, "score a run's best weights on the test split", run)
+    command(_demo, "score the weights that come with the workbook on the simulated robot's test split")
 
     add = command(_sweep, "compare settings, one change at a time, under equal budgets", run)
     add("--choices", choices=("core", "extras", "full"), default="core", help="(default: core)")
@@ -88,7 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--to", type=Path, default=Path(), help="folder for the zip (default: this one)")
     add("--weights", action="store_true", help="include the weights")
     add("--verify", action="store_true", help="unpack the zip and run its workbook with the smoke preset")
-    return parser
 
 
 def _number(text: str, least: int = 0) -> int:

@@ -88,6 +88,20 @@ def _known_data(run: Path) -> dict[str, str]:
                          "delete it and name the data folder") from error
 
 
+def _write_or_match_data(run: Path, data: Path, sha: str) -> None:
+    """Write ``data.json``. Raises ValueError where the run's training began with other data."""
+    known = _known_data(run)
+    if read_history(run) and known.get("train", sha) != sha:
+        raise ValueError(f"{run}: was trained on the data in {known['root']} ({known['train']}), not on those in "
+                         f"{data} ({sha}). Name that folder, or choose another run folder")
+    root = data.relative_to(PROJECT) if data.is_relative_to(PROJECT) else data          # the project may move
+    write_text(run / "data.json", json.dumps({"root": root.as_posix(), "train": sha}) + "\n")
+
+
+def _is_finished(run: Path, config: Config) -> bool:
+    return (run / "best.safetensors").exists() and len(read_history(run)) >= config.epochs
+
+
 def simulated_root(config: Config) -> Path:
     """The folder of the simulated robot's set for this configuration."""
     return PROJECT / "data" / f"simulated-{config.sim_train}-{config.sim_validate}-{config.sim_test}"
@@ -127,18 +141,12 @@ class Run:
         finished run it is called once. Raises NotYet in a folder of weights only, and what `training.train` raises.
         """
         self.refuse_only_weights()
-        if self._is_finished():
-            history = self.history()
+        if _is_finished(self.folder, self.config):
             if on_epoch:
-                on_epoch(history, self.model())
-            return history
+                on_epoch(self.history(), self.model())
+            return self.history()
         packs = self.prepare()
-        sha, known = packs["train"].data_sha, _known_data(self.folder)
-        if read_history(self.folder) and known.get("train", sha) != sha:
-            raise ValueError(f"{self.folder}: was trained on the data in {known['root']} ({known['train']}), not on "
-                             f"those in {self.data} ({sha}). Name that folder, or choose another run folder")
-        root = self.data.relative_to(PROJECT) if self.data.is_relative_to(PROJECT) else self.data     # it may move
-        write_text(self.folder / "data.json", json.dumps({"root": root.as_posix(), "train": sha}) + "\n")
+        _write_or_match_data(self.folder, self.data, packs["train"].data_sha)
         return train(self.config, packs["train"], packs["validate"], self.folder, progress=progress, on_epoch=on_epoch)
 
     def start(self) -> None:
@@ -168,13 +176,10 @@ class Run:
                          "Notebooks 06, 07 and 09 and `lab5 evaluate` show and score their predictions. To train, for "
                          "curves (05) or to compare settings (08), choose another folder")
 
-    def _is_finished(self) -> bool:
-        return (self.folder / "best.safetensors").exists() and len(read_history(self.folder)) >= self.config.epochs
-
     def history(self) -> list[Record]:
         """The finished run's history. Raises NotYet where the training is not finished."""
         self.refuse_only_weights()
-        if not self._is_finished():
+        if not _is_finished(self.folder, self.config):
             raise NotYet(f"{self.folder} holds no finished training. Run notebook 04, or `lab5 train --preset "
                          f"{self.config.preset} --run {self.folder}`, and open this notebook again")
         return read_history(self.folder)
