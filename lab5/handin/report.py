@@ -44,23 +44,29 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
         if unknown := parameters.keys() - known.keys():
             raise ValueError(f"{notebook} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}")
     lab.prepare()
-    (lab.folder / "notebooks").mkdir(parents=True, exist_ok=True)
     with tqdm(notebooks, unit="notebook") as bar:
         threading.Thread(target=_show_epochs, args=(lab.folder, bar), daemon=True).start()
         for notebook in bar:
             bar.set_postfix_str("")
             bar.set_description(notebook.stem)
-            target = lab.folder / "notebooks" / notebook.name
-            try:
-                papermill.execute_notebook(
-                    str(notebook), str(target), parameters, kernel_name="python3", cwd=str(notebook.parent),
-                    progress_bar=False, extra_arguments=["--IPKernelApp.log_level=ERROR"])      # it would break the bar
-            except papermill.PapermillExecutionError as error:
-                raise RuntimeError(f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}"
-                                   f"\nIts copy with the full traceback: {target}") from error
+            _execute(notebook, lab.folder / "notebooks" / notebook.name, parameters)
     provenance = {**lab.facts(), "typst": version("typst"), "date": date.today().isoformat()}
     write_text(lab.folder / "provenance.json", json.dumps(provenance, indent=2) + "\n")
     return lab
+
+
+def _execute(notebook: Path, target: Path, parameters: dict[str, str]) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(
+            str(notebook), str(target), parameters, kernel_name="python3", cwd=str(notebook.parent),
+            progress_bar=False, extra_arguments=["--IPKernelApp.log_level=ERROR"])              # it would break the bar
+    except papermill.PapermillExecutionError as error:
+        raise RuntimeError(f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+                           f"Its copy with the full traceback: {target}") from error
+    except OSError as error:
+        raise OSError(f"{target}: could not be written ({error.strerror or error}). Free some disk space, make the folder "
+                      "writable, or choose another run folder; the same command starts again") from error
 
 
 def _show_epochs(run: Path, bar: tqdm) -> None:
