@@ -7,9 +7,10 @@ context frames given, the lab's PSNR of every predicted frame, the mean over fra
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +167,12 @@ def evaluate(model: CVAE, pack: Pack, *, protocols: tuple[str, ...] = tuple(PROT
     rows: dict[str, dict[str, list]] = {measure: {p: [] for p in protocols} for measure in METRICS}
     was_training = model.training
     model.eval()
+    noise = partial(prior_noise, len(pack), config.length - 1, model.noise_size, seed)
     loader = evaluation_loader(pack, config.length, batch_size, limit)
     for batch in tqdm(loader, desc=f"scoring {pack.name}", unit="batch", disable=not progress, leave=False):
         truth = to_video(batch.frames.to(device))[config.n_past:]
         scores: dict[tuple[str, str], np.ndarray] = {}
-        for protocol, prediction in _predictions(model, batch, protocols, len(pack), best_of, seed, precision):
+        for protocol, prediction in _predictions(model, batch, protocols, noise, best_of, precision):
             for measure, function in METRICS.items():
                 new = function(prediction, truth).T.cpu().numpy()               # (B, n_future)
                 old = scores.get((measure, protocol), new)                      # the best of several samples is kept
@@ -184,20 +186,19 @@ def evaluate(model: CVAE, pack: Pack, *, protocols: tuple[str, ...] = tuple(PROT
                              "best_of": best_of, "precision": precision, "device": device.type, **facts})
 
 
-def _predictions(model: CVAE, batch: Batch, protocols: tuple[str, ...], count: int, best_of: int, seed: int,
-                 precision: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every protocol's prediction of a batch, (n_future, B, C, H, W); "best_of_n" comes N times. For `evaluate` only."""
-    config, steps = model.config, model.config.length - 1
+def _predictions(model: CVAE, batch: Batch, protocols: tuple[str, ...], noise: Callable[[int], torch.Tensor],
+                 best_of: int, precision: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every protocol's prediction of a batch, (n_future, B, C, H, W); "best_of_n" comes N times."""
+    config = model.config
     for sample in range(best_of if "best_of_n" in protocols else int("prior_sample" in protocols)):
-        noise = prior_noise(count, steps, model.noise_size, seed, sample)[:, batch.index]
-        prediction = predict(model, batch.frames, batch.condition, noise, precision)
+        prediction = predict(model, batch.frames, batch.condition, noise(sample)[:, batch.index], precision)
         if sample == 0 and "prior_sample" in protocols:
             yield "prior_sample", prediction
         if "best_of_n" in protocols:
             yield "best_of_n", prediction
     if "prior_mean" in protocols:
-        noise = torch.zeros(steps, len(batch.index), model.noise_size)
-        yield "prior_mean", predict(model, batch.frames, batch.condition, noise, precision)
+        zeros = torch.zeros(config.length - 1, len(batch.index), model.noise_size)
+        yield "prior_mean", predict(model, batch.frames, batch.condition, zeros, precision)
     frames = to_video(batch.frames.to(model.condition_mean.device))
     if "repeat_last" in protocols:
         yield "repeat_last", frames[config.n_past - 1].expand(config.n_future, *frames.shape[1:])

@@ -99,10 +99,7 @@ class _Skips:
 
 
 class CVAE(nn.Module):
-    """The conditional VAE for frames with D = `condition_dim` numbers of condition each; D may be 0.
-
-    A model that is action-free, by that or by its configuration, ignores the conditions that it is given.
-    """
+    """The conditional VAE, for D = `condition_dim` numbers per frame. Where it is action-free, it ignores conditions."""
 
     def __init__(self, config: Config, condition_dim: int) -> None:
         super().__init__()
@@ -119,13 +116,9 @@ class CVAE(nn.Module):
                       if config.learned_prior else FixedPrior(config.z_dim))
         self.frame_predictor = FramePredictor(config.g_dim + c_dim + config.z_dim, config.g_dim, config.rnn_size,
                                               config.predictor_layers)
+        self.condition_dim = D                                  # 0: action-free
         self.register_buffer("condition_mean", torch.zeros(D))
         self.register_buffer("condition_std", torch.ones(D))
-
-    @property
-    def condition_dim(self) -> int:
-        """D, the numbers that the model is conditioned on in each frame; 0: action-free."""
-        return len(self.condition_mean)
 
     @property
     def noise_size(self) -> int:
@@ -133,7 +126,7 @@ class CVAE(nn.Module):
         return self.config.z_dim + self.z_channels * sum(size * size for size in MAP_SIZES)
 
     def set_condition_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Set the training split's mean and standard deviation (D,), by which conditions are normalised."""
+        """Set the training split's mean and standard deviation (D,) of the conditions."""
         self.condition_mean.copy_(mean[:self.condition_dim])
         self.condition_std.copy_(std[:self.condition_dim])
 

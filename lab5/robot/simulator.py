@@ -156,7 +156,7 @@ def simulate(root: str | Path, train: int, validate: int, test: int, length: int
              workers: int | None = None, progress: bool = True) -> None:
     """Write a simulated set into ``root/processed_data``; sequences that are there stay as they are.
 
-    The same call resumes after a kill, and a call for more sequences adds them. The parameters are the command's.
+    The same call resumes after a kill, and a call for more sequences adds them. The many arguments are the command's.
 
     Args:
         train, validate, test: number of sequences of each split, of `length` frames.

@@ -190,7 +190,8 @@ class Run:
             self.history()
         return checkpoint.load_model(self.folder / "best.safetensors")[0].to(choose_device())
 
-    def evaluation(self, split: str = "test", protocols: tuple[str, ...] = tuple(PROTOCOLS)) -> Evaluation:
+    def evaluation(self, split: str = "test", protocols: tuple[str, ...] = tuple(PROTOCOLS),
+                   progress: bool = True) -> Evaluation:
         """Scores of the best weights on a whole split; computed once and kept in the run folder."""
         folder, model, pack = self.folder / "evaluation" / split, self.model(), self.pack(split)
         weights = checkpoint.weights_sha(self.folder / "best.safetensors")
@@ -199,7 +200,7 @@ class Run:
             same = (found.facts.get("weights"), found.facts.get("data")) == (weights, pack.data_sha)
             if same and set(protocols) <= set(found.psnr):
                 return found
-        found = evaluate(model, pack, protocols=protocols, weights=weights)
+        found = evaluate(model, pack, protocols=protocols, progress=progress, weights=weights)
         found.save(folder)
         return found
 

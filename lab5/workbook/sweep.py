@@ -218,7 +218,7 @@ def _train(variant: Run) -> None:
     if not _diverged(variant).exists():
         try:
             variant.train(progress=False)
-            variant.evaluation(protocols=PROTOCOLS)
+            variant.evaluation(protocols=PROTOCOLS, progress=False)
         except Diverged as error:
             write_text(_diverged(variant), f"{error}\n")
 
