@@ -72,7 +72,7 @@ def training_curves(history: list[dict], *, baseline: float | None = None, title
     scores.plot(epochs, psnr, "o", color=INK, label="validation PSNR")
     if baseline is not None:
         scores.axhline(baseline, color=GREY, lw=0.8, label=f"repeating the last frame, {baseline:.1f} dB")
-    losses.plot(epochs, _column(history, "mse"), color=NAVY, marker=marker, label="reconstruction (MSE)")
+    losses.plot(epochs, _column(history, "mse"), color=NAVY, marker=marker, label="MSE")
     losses.plot(epochs, np.where(kl > 0, kl, np.nan), color=VERMILION, marker=marker,
                 label="KL [nats per frame]" if (kl > 0).any() else "KL: 0 nats")
     ratios.plot(epochs, _column(history, "kl_weight"), ls=(0, (4, 2)), color=MAUVE, marker=marker, label="KL weight")
