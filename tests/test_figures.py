@@ -104,7 +104,7 @@ def test_training_curves_show_losses_left_ratios_dashed_right_and_psnr_as_dots()
     scores, losses, ratios = figure.axes
     assert losses.get_yscale() == "log" and losses.yaxis.get_ticks_position() == "left"
     assert ratios.yaxis.get_ticks_position() == "right" and ratios.get_ylim() == pytest.approx((-0.04, 1.04))
-    for axes, key, label in ((losses, "mse", "reconstruction (MSE)"), (losses, "kl", "KL [nats per frame]"),
+    for axes, key, label in ((losses, "mse", "MSE"), (losses, "kl", "KL [nats per frame]"),
                              (ratios, "kl_weight", "KL weight"), (ratios, "teacher_forcing", "teacher-forcing ratio")):
         np.testing.assert_allclose(line(axes, label).get_ydata(), [r[key] for r in HISTORY])
         assert line(axes, label).is_dashed() == (axes is ratios)
