@@ -251,10 +251,10 @@ class Trainer:
         self.history.append(record)
         self.meter = self._empty_meter()
         if _rank() == 0:
-            write_history(self.run, self.history)
             if record["psnr"] is not None and record["psnr"] > best:
                 checkpoint.save(self.run / "best.safetensors", self.model, epoch=record["epoch"], psnr=record["psnr"],
                                 precision=self.precision)
+            write_history(self.run, self.history)               # a full history means that the best weights are there
         self.save()
 
 

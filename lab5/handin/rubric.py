@@ -77,8 +77,9 @@ def _counts(lab: Run, chapter: Chapter) -> dict[str, int]:
 def as_text(items: list[Item], pages: dict[str, int]) -> str:
     """The list for a terminal, one line per point, with page numbers."""
     width = max(len(item.part) for item in items)
-    return "\n".join(f"{'ok' if item.ok else 'MISSING':7}  {item.marks or '':>2}  {item.part:{width}}  "
-                     f"page {pages.get(item.place, '-'):<3}  {item.remark}" for item in items)
+    places = [f"page {pages[item.place]}" if item.place in pages else "" for item in items]
+    return "\n".join(f"{'ok' if item.ok else 'MISSING':7}  {item.marks or '':>2}  {item.part:{width}}  {place:8}  "
+                     f"{item.remark}".rstrip() for item, place in zip(items, places, strict=True))
 
 
 def as_markdown(items: list[Item]) -> str:

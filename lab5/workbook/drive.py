@@ -75,7 +75,7 @@ class Drive:
         frames, condition = self.futures.window(index)
         self.n_past = self.futures.config.n_past
         self.context, self.rows = frames[:self.n_past], condition[:self.n_past, 0].double().numpy()  # rows (n_past, 7)
-        self.motion = Motion(lab.pack("train"))
+        self.motion = Motion(lab.pack("test"))                  # the arm alone, which any split shows
         self.noise = torch.randn(self.n_past + LONGEST + AHEAD, 1, self.futures.model.noise_size,
                                  generator=torch.Generator().manual_seed(1))
         real = self.real([]) if self.futures.pack.simulated else np.float64("inf")
