@@ -14,8 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from lab5.config import Config
-from lab5.data import file_sha
-from lab5.files import write_atomically
+from lab5.files import file_sha, write_atomically
 from lab5.model import CVAE
 
 WAY_OUT = "Delete it: a training resumes from what is left, or starts again"

@@ -1,7 +1,7 @@
 """The data: packs, the windows cut from them, and the batches.
 
-A pack is a split decoded once into two arrays, ``packed/<split>/{frames,conditions}.npy``, that are memory mapped: a set
-larger than memory is read page by page. `lab5.formats` writes packs, from the lab's tree or other layouts. Axes on disk are
+A pack is a split decoded once into two arrays, ``packed/<split>/{frames,conditions}.npy``, memory mapped: a set larger
+than memory is read page by page. `lab5.formats` writes packs, from the lab's tree or other layouts. Axes on disk are
 (N, T, H, W, C) for N sequences of T frames; a batch has the model's order, (T, B, C, H, W).
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,15 +20,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lab5.config import Config
+from lab5.files import DataError, home
 
-SPLITS = ("train", "validate", "test")
 FRAME_SIZE = 64                                 # pixels, height and width
 FORMAT = 5                                      # of the pack
 LEAST_STD = 1e-3                                # a column that varies less counts as constant
-
-
-class DataError(ValueError):
-    """A data set that cannot be used; the message names the file, what was found, and the way out."""
 
 
 # The pack ------------------------------------------------------------------------------------------------
@@ -74,24 +69,12 @@ def _open(folder: Path) -> Pack:
     return Pack(folder.name, frames, conditions, names, data_sha, bool(record["simulated"]))
 
 
-def home(root: str | Path) -> Path:
-    """The folder that holds ``processed_data`` and ``packed``; `root` may also be ``processed_data`` itself."""
-    root = Path(os.path.abspath(Path(root).expanduser()))       # links are kept: a pack lies beside the link
-    return root.parent if root.name == "processed_data" else root
-
-
 def open_pack(root: str | Path, split: str) -> Pack:
     """Open a split's pack, without touching a sequence. Raises DataError where there is none, or a damaged one."""
     folder = home(root) / "packed" / split
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such pack; `lab5 pack {home(root)}` makes it from processed_data")
     return _open(folder)
-
-
-def file_sha(path: Path) -> str:
-    """The SHA-256 of a file, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Batches -------------------------------------------------------------------------------------------------

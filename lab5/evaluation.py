@@ -130,7 +130,7 @@ class Evaluation:
                 np.savez_compressed(file, names=np.array(self.names), facts=json.dumps(self.facts), **arrays)
 
         write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        write_text(folder / "per_sequence.csv", "\n".join(",".join(row) for row in [["sequence", *arrays], *rows]) + "\n")
+        write_text(folder / "per_sequence.csv", "".join(",".join(row) + "\n" for row in [["sequence", *arrays], *rows]))
         write_atomically(folder / "steps.npz", write_steps)
 
     @classmethod

@@ -1,9 +1,13 @@
-"""Files that are there whole or not at all, processes that end with the one that started them, and memory."""
+"""Files that are there whole or not at all, a data set's folder, processes that end with their parent, and memory.
+
+Nothing here imports torch, so that the simulator's processes start fast.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import signal
 import sys
@@ -19,7 +23,12 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import TypeVar
 
+SPLITS = ("train", "validate", "test")          # of a data set
 Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message names the file, what was found, and the way out."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -42,6 +51,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text, as `write_atomically` does."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def home(root: str | Path) -> Path:
+    """The folder that holds ``processed_data`` and ``packed``; `root` may also be ``processed_data`` itself."""
+    root = Path(os.path.abspath(Path(root).expanduser()))       # links are kept: a pack lies beside the link
+    return root.parent if root.name == "processed_data" else root
+
+
+def file_sha(path: Path) -> str:
+    """The SHA-256 of a file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cores() -> int:

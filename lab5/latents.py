@@ -35,7 +35,7 @@ def gaussian_kl(mu: torch.Tensor, logvar: torch.Tensor,
 
 
 class EmbedLSTM(nn.Module):
-    """A linear embedding and an LSTM: (T, B, n_in) -> (T, B, hidden), and the state that the next call continues from."""
+    """A linear embedding and an LSTM: (T, B, n_in) -> (T, B, hidden), and the state for the next call."""
 
     def __init__(self, n_in: int, hidden: int, layers: int) -> None:
         super().__init__()

@@ -77,7 +77,7 @@ def negative_elbo(config: Config, terms: ElboTerms, kl_weight: float, mse: torch
 
 
 class _Skips:
-    """The skips of each step, convolved once: of the last context frame, the newest one, or the one before ("early")."""
+    """The skips of each step, convolved once: of the last context frame, the newest, or the one before ("early")."""
 
     def __init__(self, config: Config, decoder: Decoder, maps: Maps) -> None:
         self.decoder, self.latest = decoder, config.skip == "latest"
@@ -99,7 +99,7 @@ class _Skips:
 
 
 class CVAE(nn.Module):
-    """The conditional VAE, for D = `condition_dim` numbers per frame. Where it is action-free, it ignores conditions."""
+    """The conditional VAE, for D = `condition_dim` numbers per frame. An action-free one ignores conditions."""
 
     def __init__(self, config: Config, condition_dim: int) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -178,7 +178,7 @@ class Trainer:
         if not np.isfinite(record["loss"]) or record["kl"] > LARGEST_KL:
             lower = self.config.lr / 2
             raise Diverged(f"epoch {record['epoch']}: loss {record['loss']:.4g}, MSE {record['mse']:.4g}, KL "
-                           f"{record['kl']:.4g} nats per frame: the training has diverged; earlier checkpoints are kept. "
+                           f"{record['kl']:.4g} nats per frame: the training has diverged; checkpoints are kept. "
                            f"Continue from the best weights at half the learning rate: `lab5 train --from {self.run} "
                            f"--run {self.run}-lr{lower:g} --set lr={lower:g}`, or start again with that --set")
         return record
@@ -204,7 +204,7 @@ class Trainer:
                 self.meter.seconds += time.perf_counter() - started
                 bar.update()
                 stop_requested = max([*arrived, float(time.monotonic() - self.saved > SAVE_EVERY)])
-                stop_requested = int(_largest(stop_requested, self.device))     # 0: no, 1: save, more: a signal's number
+                stop_requested = int(_largest(stop_requested, self.device))     # 0: no, 1: save, else a signal's number
                 if stop_requested:
                     self.save()
                 if stop_requested > 1:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_variable] = "1"                 # before torch, for this process and all that it starts: they share cores
+    os.environ[_variable] = "1"                 # before torch, here and in all that is started from here
 
 import pytest
 import torch

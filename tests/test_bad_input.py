@@ -1,6 +1,6 @@
 """Whatever is wrong with what comes in: an error that names the file or setting, the value and the way out.
 
-Damaged trees are in `test_data.py`, records of Berkeley's in `test_bair.py`, the template's files in `test_template.py`.
+Damaged trees are in `test_data.py`, Berkeley's records in `test_bair.py`, the template's files in `test_template.py`.
 """
 
 import json

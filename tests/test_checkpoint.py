@@ -5,7 +5,6 @@ import torch
 from conftest import random_batch, seeded_model
 
 from lab5 import checkpoint
-from lab5.checkpoint import CheckpointError
 from lab5.files import write_atomically
 
 
@@ -24,11 +23,6 @@ def test_an_action_free_model_comes_back_action_free(config, tmp_path):
     assert checkpoint.load_model(tmp_path / "m.safetensors")[0].embed_condition is None
 
 
-def test_a_missing_file_says_what_makes_it(tmp_path):
-    with pytest.raises(CheckpointError, match="notebook 04"):
-        checkpoint.load_model(tmp_path / "best.safetensors")
-
-
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
@@ -40,12 +34,3 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(OSError, match="No space left on device.*untouched"):
         write_atomically(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: content[:50]])
-def test_a_truncated_checkpoint_is_refused_by_name(damage, config, tmp_path):
-    path = tmp_path / "last.safetensors"
-    checkpoint.save(path, seeded_model(config), epoch=1)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match="last.safetensors: damaged"):
-        checkpoint.load_model(path)

@@ -23,8 +23,10 @@ from PIL import Image
 from lab5 import data
 from lab5.config import preset
 from lab5.data import DataError, Windows, evaluation_loader, open_pack, training_loader
+from lab5.files import SPLITS
 from lab5.formats import packing
-from lab5.formats.tree import check, open_or_pack, pack_tree, sequences, write_sequence
+from lab5.formats.layout import write_sequence
+from lab5.formats.tree import check, open_or_pack, pack_tree, sequences
 
 LENGTH = 5                                      # frames of the sequences below
 ACTIONS, POSITIONS = "actions.csv", "endeffector_positions.csv"
@@ -44,7 +46,7 @@ def conditions_of(sequence):
     return np.array([[sequence, t, 0.25, -1.5, 10 + sequence, t / 3, 1e-7] for t in range(LENGTH)], np.float32)
 
 
-def write_tree(root, count=4, splits=data.SPLITS, shard=SHARD, first=0, columns=7):
+def write_tree(root, count=4, splits=SPLITS, shard=SHARD, first=0, columns=7):
     """The lab's tree with `count` sequences in each split, without tables for columns=0; returns its root."""
     for split in splits:
         for number in range(count):
@@ -119,7 +121,7 @@ def test_what_systems_leave_in_folders_is_ignored(lab):
     pack_tree(lab, progress=False)
     assert open_pack(lab, "test").data_sha == whole
     expected = f"4 sequences of 5 frames, with actions and positions, packed as {whole}"
-    assert check(lab, progress=False) == ([f"{split}: {expected}" for split in data.SPLITS], [])
+    assert check(lab, progress=False) == ([f"{split}: {expected}" for split in SPLITS], [])
 
 
 @pytest.mark.parametrize("kind, rename, says, count", [

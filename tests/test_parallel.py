@@ -21,8 +21,8 @@ SETTINGS = ("precision=float32", "batch_size=4", "validate_every=2", "epochs=4",
 def command(run, data, processes, *settings):
     chosen = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    return [sys.executable, *torchrun, "-m", *["--"] * bool(torchrun), "lab5.cli", "train", "--preset", "smoke", "--run", str(run), "--data",
-            str(data), *chosen]
+    return [sys.executable, *torchrun, "-m", *["--"] * bool(torchrun), "lab5.cli", "train", "--preset",
+            "smoke", "--run", str(run), "--data", str(data), *chosen]
 
 
 def train(run, data, processes, *settings):

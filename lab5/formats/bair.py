@@ -16,7 +16,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from lab5.data import FRAME_SIZE, SPLITS, DataError, home
+from lab5.data import FRAME_SIZE
+from lab5.files import SPLITS, DataError, home
 from lab5.formats.packing import write_pack
 
 LENGTH = 30                                     # frames of a sequence

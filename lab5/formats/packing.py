@@ -14,7 +14,8 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from lab5.data import FORMAT, FRAME_SIZE, DataError, file_sha
+from lab5.data import FORMAT, FRAME_SIZE
+from lab5.files import DataError, file_sha
 
 BLOCK, READERS = 256, min(8, os.cpu_count() or 1)       # sequences that are read ahead, and threads that read them
 Arrays = tuple[np.ndarray, np.ndarray]          # frames (T, 64, 64, 3) uint8, conditions (T, D) float32

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lab5.data import FRAME_SIZE, SPLITS, DataError, Pack, file_sha, home, open_pack
+from lab5.data import FRAME_SIZE, Pack, open_pack
+from lab5.files import SPLITS, DataError, file_sha, home
+from lab5.formats.layout import SIMULATION, TABLES
 from lab5.formats.packing import Arrays, in_order, write_pack
 
-TABLES = {"actions.csv": 4, "endeffector_positions.csv": 3}     # columns of each; side by side they are a condition
 LOOKS_LIKE_A_TABLE = re.compile("csv|action|effector", re.IGNORECASE)
-SIMULATION = "simulation.json"                  # in processed_data, written by the simulator
 VALIDATION_SHARD = "traj_256_to_511"            # of Berkeley's training files, the lab's validation split
 NAME = re.compile(r"traj_([0-9]+)_to_([0-9]+)(?:\.tfrecords)?/([0-9]+)")        # of a sequence
 
@@ -135,23 +134,6 @@ def _read_table(path: Path, rows: int, columns: int) -> np.ndarray:
         raise DataError(f"{path}: expected {rows} rows of {columns} finite numbers, one row per frame, no header "
                         f"({error}). Extract it again or remove its sequence") from error
     return table
-
-
-def write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray, number: str = "%.9g") -> None:
-    """Write frames (T, 64, 64, 3) uint8 and conditions (T, 7), or (T, 0) for no tables, as a sequence of the tree.
-
-    They are written under another name that is changed at the end, so that a folder of the right name is whole.
-    """
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)                    # left by a killed call
-    aside.mkdir(parents=True)
-    for t, frame in enumerate(frames):
-        Image.fromarray(frame).save(aside / f"{t}.png", compress_level=1)
-    if conditions.shape[1]:
-        ends = np.cumsum(list(TABLES.values()))[:-1]
-        for table, columns in zip(TABLES, np.split(conditions, ends, axis=1), strict=True):
-            np.savetxt(aside / table, columns, fmt=number, delimiter=",")
-    os.replace(aside, folder)
 
 
 def open_or_pack(root: str | Path, split: str, progress: bool = True) -> Pack:

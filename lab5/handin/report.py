@@ -65,8 +65,8 @@ def _execute(notebook: Path, target: Path, parameters: dict[str, str]) -> None:
         raise RuntimeError(f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
                            f"Its copy with the full traceback: {target}") from error
     except OSError as error:
-        raise OSError(f"{target}: could not be written ({error.strerror or error}). Free some disk space, make the folder "
-                      "writable, or choose another run folder; the same command starts again") from error
+        raise OSError(f"{target}: could not be written ({error.strerror or error}). Free some disk space, make the "
+                      "folder writable, or choose another run folder; the same command starts again") from error
 
 
 def _show_epochs(run: Path, bar: tqdm) -> None:

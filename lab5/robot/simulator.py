@@ -17,9 +17,8 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from lab5.data import SPLITS, DataError, home
-from lab5.files import each, write_text
-from lab5.formats.tree import SIMULATION, write_sequence
+from lab5.files import SPLITS, DataError, each, home, write_text
+from lab5.formats.layout import SIMULATION, write_sequence
 from lab5.robot.scene import TRAY, Scene
 
 VERSION = 3                                     # of the simulator; increase it where frames of a seed change

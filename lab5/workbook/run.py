@@ -21,9 +21,9 @@ import torch
 
 from lab5 import checkpoint, evaluation
 from lab5.config import Config, preset
-from lab5.data import SPLITS, Pack, Windows, home
+from lab5.data import Pack, Windows
 from lab5.evaluation import PROTOCOLS, Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
-from lab5.files import write_text
+from lab5.files import SPLITS, home, write_text
 from lab5.formats.tree import open_or_pack
 from lab5.model import CVAE
 from lab5.robot.simulator import simulate
