@@ -1,6 +1,7 @@
 """Whatever is wrong with what comes in: an error that names the file or setting, the value and the way out.
 
-Damaged trees are in `test_data.py`, Berkeley's records in `test_bair.py`, the template's files in `test_template.py`.
+Damaged trees are in `test_data.py`, Berkeley's records in `test_bair.py`, the template's files in `test_template.py`,
+notebooks and the student's details in `test_document.py`.
 """
 
 import json
@@ -22,7 +23,6 @@ from lab5.config import Config, preset
 from lab5.data import DataError, open_pack
 from lab5.evaluation import Evaluation
 from lab5.formats.tree import pack_tree
-from lab5.handin.document import Details, read_chapter
 from lab5.training import NUMBERS, read_history
 from lab5.workbook.run import open_run
 
@@ -80,16 +80,6 @@ def sound_scores(folder):
     return folder / "steps.npz"
 
 
-def sound_details(folder):
-    (folder / "report.yaml").write_text('student_id: "1"\n')
-    return folder / "report.yaml"
-
-
-def sound_notebook(folder):
-    (folder / "00_a.ipynb").write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
-    return folder / "00_a.ipynb"
-
-
 KINDS = {                                       # a sound input, its reader, and what every message names
     "pack": (sound_pack, lambda packed: open_pack(packed.parent.parent, "test"), "packed/test"),
     "config": (sound_config, Config.load, "config.json"),
@@ -98,12 +88,9 @@ KINDS = {                                       # a sound input, its reader, and
     "weights": (sound_weights, checkpoint.load_model, "best.safetensors"),
     "checkpoint": (sound_checkpoint, lambda path: checkpoint.restore(path, *trained()), "last.safetensors"),
     "scores": (sound_scores, lambda path: Evaluation.load(path.parent), "steps.npz"),
-    "details": (sound_details, Details.load, "report.yaml"),
-    "notebook": (sound_notebook, read_chapter, "00_a.ipynb"),
 }
 WAYS_OUT = {"pack": "regenerates it", "config": "choose another run folder", "run": "", "history": "Restore the file",
-            "weights": "Delete it", "checkpoint": "", "scores": "evaluate again", "details": "Correct it",
-            "notebook": "lab5 report"}
+            "weights": "Delete it", "checkpoint": "", "scores": "evaluate again"}
 
 
 # ---- ways to damage them ----
@@ -173,7 +160,6 @@ ROWS = [                                        # kind, damage, words of the mes
     ("pack", lambda packed: (packed / "frames.npy").unlink(), "FileNotFoundError"),
     ("pack", lambda packed: text(DEEP)(packed / "pack.json"), "RecursionError"),
     ("pack", lambda packed: settings(format=3)(packed / "pack.json"), "expected ((4, 5, 64, 64, 3), (4, 5), 5)"),
-    ("pack", lambda packed: settings(names=["a"])(packed / "pack.json"), "expected ((1, 5, 64, 64, 3), (1, 5), 5)"),
     ("pack", lambda packed: content(lambda found: found[:-1])(packed / "frames.npy"), "ValueError"),
     ("pack", lambda packed: np.save(packed / "frames.npy", np.array([{}])), "ValueError"),
 
@@ -183,11 +169,9 @@ ROWS = [                                        # kind, damage, words of the mes
     ("config", settings(lr=None), "lr is None: input should be a valid number"),
     ("config", settings(epochs="many"), "epochs is 'many': input should be a valid integer"),
     ("config", settings(condition=["both"]), "condition is ['both']: input should be 'previous', 'target', 'both'"),
-    ("config", settings(kl_schedule="cyclic"), "kl_schedule is 'cyclic': input should be 'monotonic', 'cyclical'"),
     ("config", settings(epochs=True), "epochs is True"), ("config", settings(batch_size=2.5), "batch_size is 2.5"),
     ("config", settings(epochs=0), "epochs is 0: input should be greater than 0"),
     ("config", settings(batch_size=1), "batch_size is 1: input should be greater than or equal to 2"),
-    ("config", settings(n_past=1), "n_past is 1: input should be greater than or equal to 2"),
     ("config", settings(beta=-1), "beta is -1: input should be greater than or equal to 0"),
     ("config", settings(lr=NAN), "lr is nan: input should be a finite number"),
     ("config", settings(grad_clip=INFINITE), "grad_clip is inf: input should be a finite number"),
@@ -195,7 +179,6 @@ ROWS = [                                        # kind, damage, words of the mes
     ("config", settings(width=10**30), "width is 1000"), ("config", settings(seed=2**70), f"seed is {2**70}"),
 
     ("run", parameters(preset_name="slow"), "unknown preset 'slow'; the presets are: smoke, quick, standard, full"),
-    ("run", parameters(preset_name=["smoke"]), "unknown preset ['smoke']"),
     ("run", lambda given: given["run"].touch(), "is a file; name a folder"),
     ("run", lambda given: given.update(data=given["data"] / "there"), "there is no such folder"),
     ("run", parameters(data=2026), "2026/processed_data"),
@@ -227,25 +210,17 @@ ROWS = [                                        # kind, damage, words of the mes
     ("weights", tensor("model.extra", torch.zeros(2)), "extra is torch.float32 (2,), expected missing"),
     ("weights", tensor(PIXELS, torch.zeros(3, dtype=torch.float64)), "torch.float64 (3,), expected torch.float32 (3,)"),
     ("weights", tensor(PIXELS, torch.full((3,), NAN)), "model.decoder.to_pixels.bias holds NaN or infinity"),
-    ("weights", tensor(MEAN, torch.full((7,), INFINITE)), f"{MEAN} holds NaN or infinity"),
 
     ("checkpoint", lambda path: path.unlink(), "there is no such checkpoint; notebook 04 or `lab5 train` makes it"),
     ("checkpoint", asks_for(lr=0.5), "lr: 0.001 here, 0.5 there"),
     ("checkpoint", tensor(MEAN, torch.zeros(3)), "torch.float32 (3,), expected torch.float32 (7,)"),
     ("checkpoint", tensor("optimizer.9999.step", torch.tensor(1.0)), "9999.step is torch.float32 ()"),
-    ("checkpoint", without("optimizer.0.step"), "0.exp_avg is torch.float32 (4, 3, 3, 3), expected missing"),
     ("checkpoint", without("optimizer.0.exp_avg_sq"), "0.exp_avg_sq is missing"),
     ("checkpoint", tensor("optimizer.0.exp_avg", torch.zeros(2)), "0.exp_avg is torch.float32 (2,)"),
 
     ("scores", lambda path: np.savez(path, names=["a"], facts="{}", psnr_repeat_last=np.ones((2, 3))), "1 names"),
     ("scores", lambda path: np.savez(path, names=["a"], facts="[1]"), "not a saved evaluation"),
     ("scores", content(lambda found: found[:-50]), "not a saved evaluation"),
-
-    ("details", text("name: [a"), "report.yaml"), ("details", text("nmae: a"), "nmae"),
-    ("details", text("name: [a, b]"), "name"), ("details", text("language: fr"), "'en' or 'zh'"),
-    ("details", content(lambda found: b"\xff" + found), "0xff"),
-
-    ("notebook", content(lambda found: found[:30]), "00_a"), ("notebook", text("[]"), "00_a"),
 ]
 
 
@@ -271,7 +246,6 @@ def test_what_is_not_damaged_is_read(kind, tmp_path):
     ("train --preset smoke --set lr=banana", 1, "lr is 'banana': input should be a valid number"),
     ("train --preset smoke --set lr=NaN", 1, "lr is nan: input should be a finite number"),
     ("train --preset smoke --set lr=-1", 1, "lr is -1: input should be greater than 0"),
-    ("train --preset smoke --set lrr=1", 1, "did you mean lr?"),
     ("train --preset smoke --set lr", 2, "'lr': expected NAME=VALUE"),
     ("train --preset smoke --set =1", 1, "unknown setting"),
     ("train --preset smoke --from nowhere", 1, "--from needs --run"),
@@ -280,7 +254,6 @@ def test_what_is_not_damaged_is_read(kind, tmp_path):
     ("simulate set --train -1 --validate 0 --test 0", 1, "-1"), ("simulate set --length 0", 1, "0 frames"),
     ("simulate set --seed -1", 2, "--seed: '-1' is not a whole number of 0 or more"),
     ("simulate set --workers 0", 2, "--workers: '0' is not a whole number of 1 or more"),
-    ("simulate set --train many", 2, "invalid int value: 'many'"),
     ("sweep --seeds 0", 2, "--seeds: '0' is not a whole number of 1 or more"),
     ("sweep --share nan", 2, "--share: 'nan' is not a number above 0 and at most 1"),
     ("check nowhere", 1, "there is no such folder"), ("pack nowhere", 1, "there is no such folder"),
