@@ -369,7 +369,7 @@ def init_from(source: Path, run: Path, **changes: Any) -> Config:
     history = read_history(source)[:epoch] if isinstance(epoch, int) else []
     if len(history) != epoch:
         raise ValueError(f"{source / 'history.jsonl'}: has {len(history)} epochs, and best.safetensors beside it is "
-                         f"of epoch {epoch}. Restore the history to continue from these weights")
+                         f"of epoch {epoch}. Resume that run first, or restore its history")
     copy = CVAE(config, model.condition_dim)
     try:
         copy.load_state_dict(model.state_dict())
