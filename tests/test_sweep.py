@@ -120,7 +120,7 @@ def test_readme_quotes_the_recorded_numbers():
         cells = (r.option, *(f"{scores.mean():.2f}" for scores in (r.prior_sample, r.prior_mean)), gain,
                  f"{r.seconds.mean() / 60:.1f}")
         assert row.replace("*", "") == f"| {' | '.join(cells)} |"
-    assert f"{int(recorded.facts['sequences']):,} sequences a run" in text
+    assert f"{int(recorded.facts['sequences']):,} sequences per run" in text
 
 
 def test_every_option_of_every_sweep_is_a_configuration():
