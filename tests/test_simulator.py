@@ -113,7 +113,7 @@ def test_another_set_in_the_folder_and_impossible_counts_are_refused(small, wron
 
 def test_a_set_of_an_older_simulator_and_real_data_are_refused(small, tmp_path, monkeypatch):
     monkeypatch.setattr(simulator, "VERSION", 99)
-    with pytest.raises(DataError, match="found .*'simulator': 3, .*expected .*'simulator': 99"):
+    with pytest.raises(DataError, match="found .*'simulator': 4, .*expected .*'simulator': 99"):
         make(small)
     (tmp_path / "processed_data" / "train").mkdir(parents=True)
     with pytest.raises(DataError, match="processed_data: .*not simulated.*another folder"):
@@ -143,9 +143,11 @@ def test_actions_and_positions_have_bairs_ranges_and_actions_hold_for_two_steps(
     assert (actions[:, 1:-1:2] != actions[:, 2::2]).any(axis=-1).all()
 
 
-def test_the_arm_covers_half_of_an_action_and_stops_at_its_limits(episodes):
+def test_the_arm_covers_a_fifth_of_an_action_then_the_rest_and_stops_at_its_limits(episodes):
     _, actions, positions = episodes
-    np.testing.assert_allclose(np.diff(positions[..., :2], axis=1), actions[:, :-1, :2] / 2, atol=1e-12)
+    moves = np.diff(positions[..., :2], axis=1)
+    np.testing.assert_allclose(moves[:, 0::2], 0.2 * actions[:, 0:-1:2, :2], atol=1e-12)
+    np.testing.assert_allclose(moves[:, 1::2], 0.8 * actions[:, 1:-1:2, :2], atol=1e-12)
     robot = Robot(3)
     for _ in range(20):
         robot.step([REACH, -REACH, 0, 0])
@@ -168,9 +170,10 @@ def test_an_action_moves_the_arm_in_the_picture_as_it_says():
     def after(action):                                          # in the middle of the tray
         robot = Robot(sequence_rng(1, "test", 0))
         robot._model.geom_group[robot._model.geom_bodyid > 5] = 0       # hides the toys
-        robot.step([0.58 - 2 * (robot.position[0] - 0.3), 0, 0, 0])
-        robot.step([0, -2 * (robot.position[1] + 0.04), 0, 0])
-        robot.step(action)
+        x, y, _ = robot.position
+        for move in ([0.59 - x, -0.04 - y, 0, 0], action):      # both frames of each
+            robot.step(move)
+            robot.step(move)
         return robot.frame()
 
     def centre(frame):                                          # of the dark pixels, in the rows that show the hand
@@ -218,13 +221,32 @@ def test_what_is_pushed_moves_and_what_is_not_stays():
     assert moved >= 12
 
 
+def difficulty(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """PSNR of two baselines on a sequence (T, 64, 64, 3): frame 1 held over frames 2 to 11, (10,), and the previous
+    frame copied, from even frames and from odd ones, (2,)."""
+    video = to_video(torch.from_numpy(frames)).permute(0, 3, 1, 2)
+    copied = psnr(video[:-1], video[1:])
+    return psnr(video[1:2].expand(10, -1, -1, -1), video[2:12]).numpy(), np.array([copied[0::2].mean(),
+                                                                                  copied[1::2].mean()])
+
+
 def test_frames_have_bairs_black_edge_colours_and_difficulty(episodes):
     frames, pixels = episodes[0], episodes[0].reshape(-1, 3) / 255
     assert not frames[:, :, 0].any() and not frames[:, :, :, 0].any()
     np.testing.assert_allclose(pixels.mean(axis=0), (0.63, 0.62, 0.55), atol=0.03)      # measured on real sequences
     np.testing.assert_allclose(pixels.std(axis=0), (0.26, 0.27, 0.29), atol=0.03)
-    video = to_video(torch.from_numpy(episodes[0])).permute(0, 1, 4, 2, 3)              # (N, T, C, H, W)
-    repeated = psnr(video[:, 1:2].expand(-1, 10, -1, -1, -1), video[:, 2:])
-    assert repeated.mean().item() == pytest.approx(17.9, abs=1)
-    assert psnr(video[:, 1:-1], video[:, 2:]).mean().item() == pytest.approx(24, abs=1)
-    assert repeated[:, -1].mean() < repeated[:, 0].mean() - 3
+    held, copied = (np.mean(values, axis=0) for values in zip(*map(difficulty, frames), strict=True))
+    assert held.mean() == pytest.approx(17.9, abs=1)                                    # 45 real sequences
+    assert copied.mean() == pytest.approx(24, abs=1)
+
+
+def test_the_robot_moves_in_bairs_rhythm(episodes, bair_root):
+    """An action holds for two frames and is carried out mostly in the second: steps of two kinds, in both."""
+    folders = [*bair_root.glob("frames_only/*/"), *bair_root.glob("processed_data/test/*/*/")]
+    real = [np.stack([np.array(Image.open(folder / f"{t}.png").convert("RGB")) for t in range(16)])
+            for folder in folders]
+    (held, copied), (real_held, real_copied) = ([np.mean(values, axis=0) for values in zip(
+        *map(difficulty, videos), strict=True)] for videos in (episodes[0], real))
+    np.testing.assert_allclose(copied, real_copied, atol=1.2)
+    np.testing.assert_allclose(held, real_held, atol=1.2)
+    assert copied[0] > copied[1] + 4 and real_copied[0] > real_copied[1] + 4

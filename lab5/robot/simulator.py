@@ -21,12 +21,13 @@ from lab5.files import SPLITS, DataError, each, home, write_text
 from lab5.formats.layout import SIMULATION, write_sequence
 from lab5.robot.scene import TRAY, Scene
 
-VERSION = 3                                     # of the simulator; increase it where frames of a seed change
+VERSION = 4                                     # of the simulator; increase it where frames of a seed change
 SHARD = 256                                     # sequences in a traj_A_to_B folder
 REACH = 0.066                                   # m, the largest dx or dy of an action
 LOW, HIGH = np.array([0.43, -0.31, 0.19]), np.array([0.86, 0.23, 0.32])      # limits of the end-effector
 REST, LIFTED = 0.20, 0.32                       # m, height of the end-effector when it pushes and when it is lifted
 SUBSTEPS = 16                                   # physics steps per frame
+RHYTHM = (0.2, 0.8)                             # shares of an action's way in the two frames that it holds for
 _SHOULDER, _HAND, _FOREARM, _UPPER_ARM = np.array([0.0, -0.05, 0.74]), 0.21, 0.36, 0.64      # m; the links' lengths
 _OPEN, _CLOSED = 0.013, 0.007                   # m from the middle to a finger
 
@@ -71,6 +72,7 @@ class Robot:
         self._data = mujoco.MjData(self._model)
         self._position = np.array([*rng.uniform(LOW[:2] + 0.05, HIGH[:2] - 0.05), REST])
         self._lift = 0                                          # steps for which the hand stays lifted
+        self._steps = 0                                         # steps so far: an action begins at an even one
         self._pose(self._position + [0, 0, 0.4], grip=0)
         mujoco.mj_step(self._model, self._data, 150)            # the toys come to rest
         for above in (0.3, 0.2, 0.1, 0.0):                      # slowly, or it would throw toys out of the tray
@@ -87,14 +89,18 @@ class Robot:
         return self._scene.render(self._model, self._data)
 
     def step(self, action: Iterable[float]) -> None:
-        """Carry out one action (4,), for the time of one frame: dx and dy in metres, half of which is covered; the
-        number of steps for which the hand is lifted, this one included; 1 to close the gripper, 0 to open it.
+        """Carry out one action (4,), for the time of one frame.
+
+        The action: dx and dy in metres, of which a share is covered, as `RHYTHM` says; the number of steps for which
+        the hand is lifted, this one included; 1 to close the gripper, 0 to open it.
         """
         dx, dy, lift, grip = map(float, action)
         self._lift = max(self._lift, round(lift))
         height = LIFTED if self._lift else REST
         self._lift = max(self._lift - 1, 0)
-        move = np.array([dx / 2, dy / 2, 0.3 * (height - self._position[2])])
+        share = RHYTHM[self._steps % 2]
+        self._steps += 1
+        move = share * np.array([dx, dy, 0.6 * (height - self._position[2])])
         self._position = (self._position + move).clip(LOW, HIGH)
         self._reach(self._position, grip)
 
