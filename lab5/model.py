@@ -65,7 +65,7 @@ def negative_elbo(config: Config, terms: ElboTerms, kl_weight: float) -> torch.T
 
 
 def _skips_of(skips: Maps, start: int, stop: int) -> Maps:
-    """The skips of a segment, (T' or 1, B, ...): those of a step's own frame or, after the last that has any, of that."""
+    """The skips of a segment, (T' or 1, B, ...): those of the step's own frame, or of the last frame that has any."""
     last = len(skips[0]) - 1
     if start >= last:
         return [skip[last:] for skip in skips]                  # one frame's serve all steps
@@ -154,8 +154,8 @@ class CVAE(nn.Module):
                 n_posterior: int, first: int = 0) -> tuple[torch.Tensor, Maps]:
         """Run prior, frame predictor and decoder over all segments, each at once; decode from step `first` on.
 
-        The known frames (T', B, C, H, W) are encoded first. z(t) is the posterior's for the first `n_posterior` of them,
-        then the prior's. Returns the frames (T-1 - first, B, C, H, W) and the KL of each level (T-1 - first, B, units).
+        The known frames (T', B, C, H, W) are encoded first. z(t) is the posterior's in the first `n_posterior` of them,
+        else the prior's. Returns the frames (T-1 - first, B, C, H, W) and the KL of each level (T-1 - first, B, units).
         """
         condition = (condition[..., :self.condition_dim] - self.condition_mean) / self.condition_std
         all_h, all_maps = self._encode(frames, condition[:len(frames)])

@@ -105,6 +105,7 @@ class Trainer:
         self.model = self.model.to(self.device, memory_format=torch.channels_last)
         if dist.is_initialized() and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.norms = [part for part in self.model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(config.beta1, 0.999),
                                           fused=True)
         self.history: list[Record] = []
@@ -116,7 +117,7 @@ class Trainer:
 
     def _start_epoch(self, steps: int = 0, losses: Sequence[float] = (0.0, 0.0, 0.0),
                      ratios: Sequence[float] = (0.0, 0.0, 0.0), seconds: float = 0.0) -> None:
-        """Sums over the epoch's steps: of loss, MSE and KL, and of KL weight, teacher-forcing ratio and learning rate."""
+        """Sums over its steps: of loss, MSE and KL, and of KL weight, teacher-forcing ratio and learning rate."""
         self.steps, self.seconds = steps, seconds
         self.losses, self.ratios = torch.tensor(losses, device=self.device), np.array(ratios)
 
@@ -190,7 +191,8 @@ class Trainer:
         lr = float(schedules.learning_rate(config, (step + 1) / config.steps))
         noise, forced = _draws(config, step, ratio, self.model.noise_size)
         if progress >= config.norm_freeze:
-            freeze_norms(self.model)
+            for norm in self.norms:
+                norm.eval()                                     # uses its running averages, and keeps them
         frames = to_video(batch.frames.to(self.device, non_blocking=True))
         with autocast(self.precision, self.device):
             terms = self.parallel(frames, batch.condition.to(self.device, non_blocking=True),
@@ -216,19 +218,12 @@ class Trainer:
                 record["psnr"] = evaluate(
                     self.model, validate_pack, protocols=("prior_sample",), limit=config.validate_sequences,
                     seed=config.seed, precision=self.precision, progress=False).average("prior_sample")[0]
-                if record["psnr"] > max((old["psnr"] for old in self.history if old["psnr"] is not None), default=-np.inf):
+                if record["psnr"] > max((old["psnr"] or -np.inf for old in self.history), default=-np.inf):
                     checkpoint.save(self.run / "best.safetensors", self.model, epoch=record["epoch"],
                                     psnr=record["psnr"], precision=self.precision)
         self.history.append(record)
         self._start_epoch()
         self.save()
-
-
-def freeze_norms(model: CVAE) -> None:
-    """Let batch norms use their running statistics, as in testing, and keep them unchanged."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 def _draws(config: Config, step: int, ratio: float, noise_size: int) -> tuple[torch.Tensor, list[bool]]:
@@ -272,20 +267,17 @@ def run_lock(run: Path) -> Iterator[None]:
 
     Raises RunLocked where another process holds it, and OSError where the folder cannot be written.
     """
-    lock = FileLock(run / ".training.lock", timeout=0)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock = FileLock(run / ".training.lock", timeout=0).acquire()
     except Timeout:
         raise RunLocked(f"{run}: another process is training this run; `tail -f {run / 'history.jsonl'}` shows its "
                         "epochs. Stop it, or choose another run folder") from None
     except OSError as error:
         raise OSError(f"{run}: cannot be written ({error.strerror or error}). Make the folder writable, or choose "
                       "another run folder") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def write_or_match_config(run: Path, config: Config) -> None:
@@ -299,20 +291,18 @@ def write_or_match_config(run: Path, config: Config) -> None:
 
 
 def read_history(run: Path) -> list[Record]:
-    """The epochs' records, oldest first; an empty list where nothing was trained. Raises ValueError naming the line."""
+    """The epochs' records, oldest first; an empty list where nothing was trained. Raises ValueError naming the file."""
     path = Path(run) / "history.jsonl"
-    records: list[Record] = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
-        try:
-            record = dict(json.loads(line))
-            values = {name: float(record[name]) for name in NUMBERS}            # null only where nothing was validated
-            if record["epoch"] != number or not isinstance(record["psnr"], float | None):
-                raise ValueError(f"found {values} of epoch {record['epoch']!r}, PSNR {record['psnr']!r}")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not the record of epoch {number} ({type(error).__name__}: "
-                             f"{error}). Restore the file, or delete the run folder to start again") from error
-        records.append(record)
-    return records
+    try:
+        history = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        for number, record in enumerate(history, 1):
+            complete = all(isinstance(record[name], int | float) for name in NUMBERS)
+            if not complete or record["epoch"] != number or not isinstance(record["psnr"], float | None):
+                raise ValueError(f"line {number} is {record}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path}: not the records of epochs 1, 2, ... ({type(error).__name__}: {error}). Restore the "
+                         "file, or delete the run folder to start again") from error
+    return history
 
 
 def write_history(run: Path, history: list[Record]) -> None:
@@ -336,7 +326,9 @@ def init_from(source: Path, run: Path, **changes: Any) -> Config:
             raise ValueError(f"{source}: its weights do not fit a model with {changes}; change only settings of the "
                              "training, such as lr") from error
         checkpoint.save(run / "best.safetensors", model, **facts)
-        checkpoint.save(run / "last.safetensors", model, history=read_history(source)[:facts.get("epoch", 0)], within={})
+        history = read_history(source)[:facts.get("epoch", 0)]
+        checkpoint.save(run / "last.safetensors", model, history=history, within={})
+    write_or_match_config(run, config)
     return config
 
 
