@@ -93,16 +93,13 @@ class Batch:
 
 
 class Windows(Dataset):
-    """Windows of `length` frames, one of each sequence of a pack; DataError where the sequences are shorter.
+    """Windows of `length` frames, one of each sequence of a pack; no longer than these (`evaluation.require_fit`).
 
     Without a seed the first frames (evaluation). With one a random window that depends only on (seed, pass, index),
     not on the worker that draws it.
     """
 
     def __init__(self, pack: Pack, length: int, seed: int | None = None) -> None:
-        if not 1 <= length <= pack.frames.shape[1]:
-            raise DataError(f"{pack.name}: windows of {length} frames (n_past + n_future) cannot be cut from sequences "
-                            f"of {pack.frames.shape[1]}; choose n_past and n_future to fit")
         self.pack, self.length, self.seed = pack, length, seed
 
     def __len__(self) -> int:

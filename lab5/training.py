@@ -283,10 +283,11 @@ def run_lock(run: Path) -> Iterator[None]:
 def write_or_match_config(run: Path, config: Config) -> None:
     """Write ``config.json``. Raises ValueError where the folder's run has other settings that decide the result."""
     path = run / "config.json"
-    if path.exists() and (differences := config.differences(Config.load(path))):
+    known = Config.load(path) if path.exists() else None
+    if known and (differences := config.differences(known)):
         raise ValueError(f"{path}: this run folder was made with other settings ({'; '.join(differences)}). Choose "
                          "another run folder, or delete this one to start again")
-    if not path.exists() or Config.load(path) != config:        # the machine's settings may change
+    if known != config:                                         # the machine's settings may change
         write_text(path, config.to_json())
 
 
