@@ -171,8 +171,9 @@ class Decoder(nn.Module):
         self.to_pixels = nn.Conv2d(w, 3, 3, padding=1)
 
     def convolve_skips(self, maps: Maps) -> Maps:
-        """The encoder's maps (N, ...) as `forward` takes them, from 8x8 up: independent of the time step."""
-        return [block.from_skip(skip) for block, skip in zip(self.blocks, reversed(maps), strict=True)]
+        """The encoder's maps (T, B, ...) as `forward` takes them, from 8x8 up: independent of the time step."""
+        return [block.from_skip(skip.flatten(0, 1)).unflatten(0, skip.shape[:2])
+                for block, skip in zip(self.blocks, reversed(maps), strict=True)]
 
     def forward(self, g: torch.Tensor, skips: Maps, condition: torch.Tensor, noise: Maps,
                 target_maps: Maps | None = None) -> tuple[torch.Tensor, Maps]:

@@ -162,12 +162,12 @@ class CVAE(nn.Module):
         all_c = self._embed(condition)
         *posterior, _ = self.posterior(torch.cat([all_h[1:n_posterior], all_c[:n_posterior - 1]], dim=-1))
         with_skips = {"latest": len(frames), "context": self.config.n_past, "early": self.config.n_past - 1}
-        all_skips = self._convolve_skips([level[:with_skips[self.config.skip]] for level in all_maps])
+        all_skips = self.decoder.convolve_skips([level[:with_skips[self.config.skip]] for level in all_maps])
         predictions, kl, state, prior_state = [], [], None, None
         for start, stop, known in segments:
             h, maps = (all_h[start:stop], None) if known else self._encode(predictions[-1][-1:], condition[start:stop])
             newest = maps and self.config.skip == "latest"
-            skips = self._convolve_skips(maps) if newest else _skips_of(all_skips, start, stop)
+            skips = self.decoder.convolve_skips(maps) if newest else _skips_of(all_skips, start, stop)
             c = all_c[start:stop]
             lstm_input = torch.cat([h, c.to(h)], dim=-1)
             *prior, prior_state = self.prior(lstm_input, prior_state)
@@ -189,11 +189,6 @@ class CVAE(nn.Module):
         T, B = frames.shape[:2]
         h, maps = self.encoder(frames.flatten(0, 1), condition.flatten(0, 1))
         return h.unflatten(0, (T, B)), [level.unflatten(0, (T, B)) for level in maps]
-
-    def _convolve_skips(self, maps: Maps) -> Maps:
-        """The encoder's maps (T', B, ...) as the decoder takes them."""
-        lead = maps[0].shape[:2]
-        return [skip.unflatten(0, lead) for skip in self.decoder.convolve_skips([m.flatten(0, 1) for m in maps])]
 
     def _split(self, noise: torch.Tensor) -> tuple[torch.Tensor, Maps]:
         """Noise (T', B, noise_size) of z(t), (T', B, z_dim), and of the latent maps, (T'*B, channels, H, W)."""

@@ -106,8 +106,7 @@ class Trainer:
         if dist.is_initialized() and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.norms = [part for part in self.model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(config.beta1, 0.999),
-                                          fused=True)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), betas=(config.beta1, 0.999), fused=True)
         self.history: list[Record] = []
         self._start_epoch()
         self.saved = time.monotonic()
@@ -146,8 +145,7 @@ class Trainer:
         if not np.isfinite(loss) or kl > LARGEST_KL:
             raise Diverged(f"epoch {epoch}: loss {loss:.4g}, MSE {mse:.4g}, KL {kl:.4g} nats per frame: the training "
                            "has diverged; checkpoints are kept. Continue from the best weights at half the learning "
-                           f"rate: `lab5 train --from {self.run} --run {self.run}-lr{lower:g} --set lr={lower:g}`, or "
-                           "start again with that --set")
+                           f"rate: `lab5 train --from {self.run} --run {self.run}-lr{lower:g} --set lr={lower:g}`")
         return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,
                 "lr": lr, "psnr": None, "seconds": self.seconds,
                 "sequences_per_second": self.steps * self.config.batch_size / self.seconds}
