@@ -269,6 +269,9 @@ def test_a_lost_history_comes_back_from_the_checkpoint(config, tiny_packs, tmp_p
     history = run(config, tiny_packs, tmp_path)
     (tmp_path / "history.jsonl").unlink()
     assert run(config, tiny_packs, tmp_path) == history == read_history(tmp_path)
+    (tmp_path / "best.safetensors").replace(tmp_path / "last.safetensors")
+    with pytest.raises(checkpoint.CheckpointError, match="last.safetensors: holds no history"):
+        run(config, tiny_packs, tmp_path)
 
 
 def test_a_run_is_initialised_with_the_best_weights_of_another(config, tiny_packs, tmp_path):
