@@ -6,6 +6,7 @@ Weights, optimizer state and position are in one file, so a kill leaves no two h
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,13 @@ def _read(path: Path) -> tuple[Tensors, Config, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-        config, facts = Config(**json.loads(metadata["config"])), dict(json.loads(metadata["facts"]))
+        config, facts = Config.model_validate_json(metadata["config"]), dict(json.loads(metadata["facts"]))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint of this version of the package "
                               f"({type(error).__name__}: {error}). {WAY_OUT}") from error
-    tensors = {name: tensor.float() if tensor.dtype == torch.half else tensor       # recorded/ is in half precision
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor       # recorded/ is in half precision
                for name, tensor in tensors.items()}
-    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]:
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise CheckpointError(f"{path}: {bad[0]} holds NaN or infinity. {WAY_OUT}")
     return tensors, config, facts
 
@@ -63,25 +64,19 @@ def _part(tensors: Tensors, prefix: str) -> Tensors:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def _refuse_misfit(path: Path, found: Tensors, expected: Tensors) -> None:
-    """Raise CheckpointError that names the first tensor whose type or shape is not the expected one."""
-    kinds = [{name: f"{tensor.dtype} {tuple(tensor.shape)}" for name, tensor in tensors.items()}
-             for tensors in (found, expected)]
-    for name in [*expected, *found]:
-        has, wants = (kind.get(name, "missing") for kind in kinds)
-        if has != wants:
-            raise CheckpointError(f"{path}: does not fit its configuration: {name} is {has}, expected {wants}. "
-                                  f"{WAY_OUT}")
+def _load_weights(path: Path, model: CVAE, tensors: Tensors, assign: bool = False) -> None:
+    try:
+        model.load_state_dict(_part(tensors, "model."), assign=assign)
+    except RuntimeError as error:               # names every tensor that is missing, unknown or of another shape
+        raise CheckpointError(f"{path}: does not fit its configuration: {error!s:.600}. {WAY_OUT}") from error
 
 
 def load_model(path: Path) -> tuple[CVAE, dict[str, Any]]:
     """Rebuild a model from its checkpoint alone: the model in evaluation mode, and the facts saved beside it."""
     tensors, config, facts = _read(path)
-    weights = _part(tensors, "model.")
     with torch.device("meta"):                  # takes no memory, whatever sizes the configuration asks for
-        model = CVAE(config, weights.get("condition_mean", torch.empty(0)).numel())
-    _refuse_misfit(path, weights, model.state_dict())
-    model.load_state_dict(weights, assign=True)
+        model = CVAE(config, tensors.get("model.condition_mean", torch.empty(0)).numel())
+    _load_weights(path, model, tensors, assign=True)
     return model.eval(), facts
 
 
@@ -91,16 +86,11 @@ def restore(path: Path, model: CVAE, optimizer: torch.optim.Adam) -> dict[str, A
     if differences := model.config.differences(config):
         raise CheckpointError(f"{path}: was made with other settings ({'; '.join(differences)}). Choose another run "
                               "folder")
-    weights, moments = _part(tensors, "model."), _part(tensors, "optimizer.")
-    _refuse_misfit(path, weights, model.state_dict())
-    stepped = {index: parameter for index, parameter in enumerate(optimizer.param_groups[0]["params"])
-               if f"{index}.step" in moments}
-    _refuse_misfit(path, moments, {f"{index}.{name}": like for index, parameter in stepped.items() for name, like in (
-        ("step", torch.tensor(0.0)), ("exp_avg", parameter), ("exp_avg_sq", parameter))})
-    # like the parameters in memory layout, since the fused Adam reads both in the order of memory
-    state = {index: {"step": moments[f"{index}.step"], **{
-        name: torch.empty_like(parameter).copy_(moments[f"{index}.{name}"]) for name in ("exp_avg", "exp_avg_sq")}}
-        for index, parameter in stepped.items()}
-    model.load_state_dict(weights)
+    _load_weights(path, model, tensors)
+    parameters, state = optimizer.param_groups[0]["params"], defaultdict(dict)
+    for key, tensor in _part(tensors, "optimizer.").items():
+        index, name = key.split(".")
+        # like the parameters in memory layout, since the fused Adam reads both in the order of memory
+        state[int(index)][name] = tensor if name == "step" else torch.empty_like(parameters[int(index)]).copy_(tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return facts

@@ -93,16 +93,13 @@ class Batch:
 
 
 class Windows(Dataset):
-    """Windows of `length` frames, one of each sequence of a pack; DataError where the sequences are shorter.
+    """Windows of `length` frames, one of each sequence of a pack; no longer than these (`evaluation.require_fit`).
 
     Without a seed the first frames (evaluation). With one a random window that depends only on (seed, pass, index),
     not on the worker that draws it.
     """
 
     def __init__(self, pack: Pack, length: int, seed: int | None = None) -> None:
-        if not 1 <= length <= pack.frames.shape[1]:
-            raise DataError(f"{pack.name}: windows of {length} frames (n_past + n_future) cannot be cut from sequences "
-                            f"of {pack.frames.shape[1]}; choose n_past and n_future to fit")
         self.pack, self.length, self.seed = pack, length, seed
 
     def __len__(self) -> int:
@@ -113,11 +110,9 @@ class Windows(Dataset):
         return self.__getitems__([key])
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Batch:
-        """The windows of several keys, in their order. Raises IndexError outside 0 .. N-1."""
+        """The windows of several keys, in their order. Raises IndexError where there is no such sequence."""
         pairs = [key if isinstance(key, tuple) else (key, 0) for key in keys]
         index = np.array([index for index, _ in pairs], dtype=np.int64)
-        if ((index < 0) | (index >= len(self))).any():
-            raise IndexError(f"{self.pack.name}: sequences {index.tolist()} asked for, there are 0 to {len(self) - 1}")
         times = np.array([self._start(*pair) for pair in pairs]) + np.arange(self.length)[:, None]      # (T, B)
         frames, conditions = (np.asarray(array[index, times]) for array in (self.pack.frames, self.pack.conditions))
         return Batch(torch.from_numpy(frames).permute(0, 1, 4, 2, 3), torch.from_numpy(conditions),
@@ -134,22 +129,19 @@ class Windows(Dataset):
 class _TrainingKeys:
     """The keys of each step's batch: consecutive parts of endless passes, each in an order from (seed, pass) alone."""
 
-    count: int
-    batch_size: int
-    seed: int
+    config: Config
+    count: int                                  # sequences of the split
     steps: range
     share: slice                                # of each batch, this process's
-
-    def __len__(self) -> int:
-        return len(self.steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         @lru_cache(maxsize=1)
         def order(pass_: int) -> list[int]:
-            return np.random.default_rng((self.seed, pass_)).permutation(self.count).tolist()
+            return np.random.default_rng((self.config.seed, pass_)).permutation(self.count).tolist()
 
         for step in self.steps:
-            positions = (divmod(step * self.batch_size + b, self.count) for b in range(self.batch_size)[self.share])
+            batch = range(step * self.config.batch_size, (step + 1) * self.config.batch_size)
+            positions = (divmod(position, self.count) for position in batch[self.share])
             yield [(order(pass_)[place], pass_) for pass_, place in positions]
 
 
@@ -159,7 +151,7 @@ def training_loader(pack: Pack, config: Config, steps: range, share: slice = sli
     A batch depends on the seed and its step alone, so a run that resumes at step s, with any number of workers, sees
     what an unbroken one sees. `share` is the part of each batch that is wanted, where several processes share one.
     """
-    keys = _TrainingKeys(len(pack), config.batch_size, config.seed, steps, share)
+    keys = _TrainingKeys(config, len(pack), steps, share)
     return _loader(Windows(pack, config.length, config.seed), keys, config.workers)
 
 

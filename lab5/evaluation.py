@@ -142,8 +142,6 @@ class Evaluation:
                 scores = {measure: {p: arrays[f"{measure}_{p}"] for p in PROTOCOLS if f"{measure}_{p}" in arrays}
                           for measure in METRICS}
                 names, facts = arrays["names"].tolist(), dict(json.loads(str(arrays["facts"])))
-            if any(len(values) != len(names) for table in scores.values() for values in table.values()):
-                raise ValueError(f"there are {len(names)} names, and not as many scores")
             return cls(**scores, names=names, facts=facts)
         except Exception as error:              # zipfile, zlib and numpy have exceptions of their own
             raise ValueError(f"{path}: not a saved evaluation ({error}); delete the folder and evaluate again"
@@ -164,26 +162,25 @@ def evaluate(model: CVAE, pack: Pack, *, protocols: tuple[str, ...] = tuple(PROT
     tune_malloc()
     config, device = model.config, model.condition_mean.device
     best_of, precision = best_of or config.best_of, choose_precision(precision, device)
-    rows: dict[str, dict[str, list]] = {measure: {p: [] for p in protocols} for measure in METRICS}
+    noise = partial(prior_noise, len(pack), config.length - 1, model.noise_size, seed)
+    names = list(pack.names[:limit])
+    scores = {measure: {p: np.full((config.n_future, len(names)), -np.inf, np.float32) for p in protocols}
+              for measure in METRICS}
     was_training = model.training
     model.eval()
-    noise = partial(prior_noise, len(pack), config.length - 1, model.noise_size, seed)
-    loader = evaluation_loader(pack, config.length, batch_size, limit)
-    for batch in tqdm(loader, desc=f"scoring {pack.name}", unit="batch", disable=not progress, leave=False):
-        truth = to_video(batch.frames.to(device))[config.n_past:]
-        scores: dict[tuple[str, str], np.ndarray] = {}
+    for batch in tqdm(evaluation_loader(pack, config.length, batch_size, limit), desc=f"scoring {pack.name}",
+                      unit="batch", disable=not progress, leave=False):
+        truth, index = to_video(batch.frames.to(device))[config.n_past:], batch.index.numpy()
         for protocol, prediction in _predictions(model, batch, protocols, noise, best_of, precision):
             for measure, function in METRICS.items():
-                new = function(prediction, truth).T.cpu().numpy()               # (B, n_future)
-                old = scores.get((measure, protocol), new)                      # the best of several samples is kept
-                scores[measure, protocol] = np.where((new.mean(1) > old.mean(1))[:, None], new, old)
-        for (measure, protocol), values in scores.items():
-            rows[measure][protocol].append(values)
+                new, old = function(prediction, truth).cpu().numpy(), scores[measure][protocol][:, index]
+                kept = np.where(old.mean(axis=0) > new.mean(axis=0), old, new)  # the best of several samples
+                scores[measure][protocol][:, index] = kept                      # (n_future, B)
     model.train(was_training)
-    return Evaluation(**{measure: {p: np.concatenate(values) for p, values in table.items()}
-                         for measure, table in rows.items()}, names=list(pack.names[:limit]),
-                      facts={"split": pack.name, "data": pack.data_sha, "simulated": pack.simulated, "seed": seed,
-                             "best_of": best_of, "precision": precision, "device": device.type, **facts})
+    return Evaluation(**{measure: {p: values.T for p, values in table.items()} for measure, table in scores.items()},
+                      names=names, facts={"split": pack.name, "data": pack.data_sha, "simulated": pack.simulated,
+                                          "seed": seed, "best_of": best_of, "precision": precision,
+                                          "device": device.type, **facts})
 
 
 def _predictions(model: CVAE, batch: Batch, protocols: tuple[str, ...], noise: Callable[[int], torch.Tensor],

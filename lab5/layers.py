@@ -7,6 +7,7 @@ of one frame.
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,8 @@ from lab5.latents import LatentMap, full_precision
 
 Maps = list[torch.Tensor]                       # feature maps of frames, at several resolutions
 MAP_SIZES = (8, 16)                             # pixels a side of the latent maps, in the decoder's order
+
+convolution = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
 
 
 class ConditionalConvolution(nn.Module):
@@ -51,10 +54,6 @@ class NormAct(nn.Module):
         if self.conditional is not None:
             features = self.conditional(features, condition)
         return F.leaky_relu(self.norm(features), 0.2, inplace=True)
-
-
-def convolution(n_in: int, n_out: int) -> nn.Conv2d:
-    return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
 
 
 class ConvBlock(nn.Module):
@@ -172,8 +171,9 @@ class Decoder(nn.Module):
         self.to_pixels = nn.Conv2d(w, 3, 3, padding=1)
 
     def convolve_skips(self, maps: Maps) -> Maps:
-        """The encoder's maps (N, ...) as `forward` takes them, from 8x8 up: independent of the time step."""
-        return [block.from_skip(skip) for block, skip in zip(self.blocks, reversed(maps), strict=True)]
+        """The encoder's maps (T, B, ...) as `forward` takes them, from 8x8 up: independent of the time step."""
+        return [block.from_skip(skip.flatten(0, 1)).unflatten(0, skip.shape[:2])
+                for block, skip in zip(self.blocks, reversed(maps), strict=True)]
 
     def forward(self, g: torch.Tensor, skips: Maps, condition: torch.Tensor, noise: Maps,
                 target_maps: Maps | None = None) -> tuple[torch.Tensor, Maps]:

@@ -35,17 +35,6 @@ class ElboTerms:
     levels: Maps                                # its parts: of z(t), (T-1, B, z_dim), then maps, (T-1, B, channels)
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """What is computed from the known frames of a batch, T' of them, before any frame is predicted."""
-
-    h: torch.Tensor                             # (T', B, g_dim)
-    maps: Maps                                  # four of the encoder's, (T', B, ...)
-    condition: torch.Tensor                     # (T, B, D), normalised
-    c: torch.Tensor                             # (T-1, B, c), embedded
-    posterior: tuple[torch.Tensor, torch.Tensor]        # mu and logvar (steps, B, z_dim)
-
-
 def teacher_forced_segments(forced: list[bool], n_past: int) -> list[Segment]:
     """Split the steps 0 .. T-2 (step s goes from frame s to frame s+1) into (start, stop, known) segments.
 
@@ -62,40 +51,27 @@ def teacher_forced_segments(forced: list[bool], n_past: int) -> list[Segment]:
     return found
 
 
-def negative_elbo(config: Config, terms: ElboTerms, kl_weight: float, mse: torch.Tensor | None = None) -> torch.Tensor:
+def negative_elbo(config: Config, terms: ElboTerms, kl_weight: float) -> torch.Tensor:
     """The loss: the negative bound, up to scale and constants.
 
     "mse": the pixel-mean squared error + beta * kl_weight * KL, the bound of a decoder whose variance is fixed at
     beta * D / 2, D being the numbers in a frame. "calibrated": the variance is the one of the largest likelihood of the
     batch, which is the MSE itself (sigma-VAE: Rybkin, Daniilidis & Levine 2021); a frame's negative bound D/2 log MSE +
-    KL is divided by D to keep gradients in a common range. `mse`: the mean over all processes that share the batch.
+    KL is divided by D to keep gradients in a common range.
     """
-    mse = terms.mse if mse is None else mse
     if config.reconstruction == "mse":
-        return mse + config.beta * kl_weight * terms.kl
-    return 0.5 * mse.log() + kl_weight * terms.kl / terms.predictions[0, 0].numel()
+        return terms.mse + config.beta * kl_weight * terms.kl
+    return 0.5 * terms.mse.log() + kl_weight * terms.kl / terms.predictions[0, 0].numel()
 
 
-class _Skips:
-    """The skips of each step, convolved once: of the last context frame, the newest, or the one before ("early")."""
-
-    def __init__(self, config: Config, decoder: Decoder, maps: Maps) -> None:
-        self.decoder, self.latest = decoder, config.skip == "latest"
-        self.last = config.n_past - 1 if config.skip != "early" else max(config.n_past - 2, 0)
-        self.known = self._convolved(maps if self.latest else [skip[:self.last + 1] for skip in maps])
-
-    def at(self, start: int, stop: int, newest: Maps | None) -> Maps:
-        """Those of a segment, (T' or 1, B, ...); `newest` are the encoder's maps of a predicted frame."""
-        if self.latest:
-            return [skip[start:stop] for skip in self.known] if newest is None else self._convolved(newest)
-        if start >= self.last:
-            return [skip[-1:] for skip in self.known]
-        return [torch.cat([skip[start:self.last], skip[-1:].expand(stop - self.last, *skip.shape[1:])])
-                for skip in self.known]                         # until the last context frame, the newest frame's
-
-    def _convolved(self, maps: Maps) -> Maps:
-        lead = maps[0].shape[:2]
-        return [skip.unflatten(0, lead) for skip in self.decoder.convolve_skips([m.flatten(0, 1) for m in maps])]
+def _skips_of(skips: Maps, start: int, stop: int) -> Maps:
+    """The skips of a segment, (T' or 1, B, ...): those of the step's own frame, or of the last frame that has any."""
+    last = len(skips[0]) - 1
+    if start >= last:
+        return [skip[last:] for skip in skips]                  # one frame's serve all steps
+    if stop <= last:
+        return [skip[start:stop] for skip in skips]
+    return [torch.cat([skip[start:last], skip[last:].expand(stop - last, *skip.shape[1:])]) for skip in skips]
 
 
 class CVAE(nn.Module):
@@ -130,6 +106,10 @@ class CVAE(nn.Module):
         self.condition_mean.copy_(mean[:self.condition_dim])
         self.condition_std.copy_(std[:self.condition_dim])
 
+    def forward(self, *batch) -> ElboTerms:
+        """`elbo_terms`, for `DistributedDataParallel`."""
+        return self.elbo_terms(*batch)
+
     def elbo_terms(self, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor,
                    forced: list[bool]) -> ElboTerms:
         """The two terms of the bound for a batch.
@@ -141,8 +121,8 @@ class CVAE(nn.Module):
             forced: T-1 flags; step t is given the true frame t-1 where set, else its own prediction of it.
                 Steps whose previous frame is a context frame are always given the truth.
         """
-        inputs = self._inputs(frames, condition, len(frames))
-        predictions, levels = self._unroll(inputs, noise, teacher_forced_segments(forced, self.config.n_past))
+        segments = teacher_forced_segments(forced, self.config.n_past)
+        predictions, levels = self._unroll(frames, condition, noise, segments, n_posterior=len(frames))
         mse = (predictions - frames[1:]).square().mean()                        # in the frames' precision
         return ElboTerms(predictions, mse, sum(level.sum(dim=-1).mean() for level in levels), levels)
 
@@ -166,46 +146,43 @@ class CVAE(nn.Module):
         With all frames it is generation with teacher forcing, an easier task than the graded one.
         """
         n_past = self.config.n_past
-        inputs = self._inputs(frames, condition, n_past)
         segments = [(0, n_past - 1, True), *((step, step + 1, step < len(frames))
                                              for step in range(n_past - 1, len(condition) - 1))]
-        return self._unroll(inputs, noise, segments, first=n_past - 1)[0]
+        return self._unroll(frames, condition, noise, segments, n_posterior=n_past, first=n_past - 1)[0]
 
-    def _inputs(self, frames: torch.Tensor, condition: torch.Tensor, n_posterior: int) -> _Inputs:
-        """Encode known frames (T', B, C, H, W); the posterior reads the first `n_posterior` of them."""
-        condition = (condition[..., :self.condition_dim] - self.condition_mean) / self.condition_std
-        h, maps = self._encode(frames, condition[:len(frames)])
-        c = self._embed(condition)
-        mu, logvar, _ = self.posterior(torch.cat([h[1:n_posterior], c[:n_posterior - 1]], dim=-1))
-        return _Inputs(h, maps, condition, c, (mu, logvar))
-
-    def _unroll(self, inputs: _Inputs, noise: torch.Tensor, segments: list[Segment], first: int = 0,
-                ) -> tuple[torch.Tensor, Maps]:
+    def _unroll(self, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, segments: list[Segment],
+                n_posterior: int, first: int = 0) -> tuple[torch.Tensor, Maps]:
         """Run prior, frame predictor and decoder over all segments, each at once; decode from step `first` on.
 
-        z(t) is the posterior's where there is one, else the prior's. Returns the frames (T-1 - first, B, C, H, W) and
-        the KL of each level (T-1 - first, B, units).
+        The known frames (T', B, C, H, W) are encoded first. z(t) is the posterior's in the first `n_posterior` of them,
+        else the prior's. Returns the frames (T-1 - first, B, C, H, W) and the KL of each level (T-1 - first, B, units).
         """
-        frames, kl, state, prior_state = [], [], None, None
-        skips = _Skips(self.config, self.decoder, inputs.maps)
+        condition = (condition[..., :self.condition_dim] - self.condition_mean) / self.condition_std
+        all_h, all_maps = self._encode(frames, condition[:len(frames)])
+        all_c = self._embed(condition)
+        *posterior, _ = self.posterior(torch.cat([all_h[1:n_posterior], all_c[:n_posterior - 1]], dim=-1))
+        with_skips = {"latest": len(frames), "context": self.config.n_past, "early": self.config.n_past - 1}
+        all_skips = self.decoder.convolve_skips([level[:with_skips[self.config.skip]] for level in all_maps])
+        predictions, kl, state, prior_state = [], [], None, None
         for start, stop, known in segments:
-            h, maps = (inputs.h[start:stop], None) if known else self._encode(frames[-1][-1:],
-                                                                              inputs.condition[start:stop])
-            c = inputs.c[start:stop]
+            h, maps = (all_h[start:stop], None) if known else self._encode(predictions[-1][-1:], condition[start:stop])
+            newest = maps and self.config.skip == "latest"
+            skips = self.decoder.convolve_skips(maps) if newest else _skips_of(all_skips, start, stop)
+            c = all_c[start:stop]
             lstm_input = torch.cat([h, c.to(h)], dim=-1)
             *prior, prior_state = self.prior(lstm_input, prior_state)
-            has_posterior = stop <= len(inputs.posterior[0])
-            q = [parameter[start:stop] for parameter in inputs.posterior] if has_posterior else prior
+            has_posterior = stop < n_posterior
+            q = [parameter[start:stop] for parameter in posterior] if has_posterior else prior
             vector_noise, map_noise = self._split(noise[start:stop])
             z = reparameterize(*q, vector_noise)                                # (T', B, z)
             g, state = self.frame_predictor(torch.cat([lstm_input, z.to(lstm_input)], dim=-1), state)
             if stop <= first:
                 continue
-            target = [level[start + 1:stop + 1].flatten(0, 1) for level in inputs.maps] if has_posterior else None
-            decoded, levels = self.decoder(g, skips.at(start, stop, maps), c, map_noise, target)
-            frames.append(decoded.unflatten(0, g.shape[:2]))
+            target = [level[start + 1:stop + 1].flatten(0, 1) for level in all_maps] if has_posterior else None
+            decoded, levels = self.decoder(g, skips, c, map_noise, target)
+            predictions.append(decoded.unflatten(0, g.shape[:2]))
             kl.append([gaussian_kl(*q, *prior), *(level.unflatten(0, g.shape[:2]) for level in levels)])
-        return torch.cat(frames), [torch.cat(level) for level in zip(*kl, strict=True)]
+        return torch.cat(predictions), [torch.cat(level) for level in zip(*kl, strict=True)]
 
     def _encode(self, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, Maps]:
         """frames (T', B, C, H, W) and their own normalised conditions (T', B, D) -> h (T', B, g), maps (T', B, ...)."""

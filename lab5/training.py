@@ -1,10 +1,10 @@
 """The training loop: teacher forcing, KL annealing, checkpoints, history, and exact resuming.
 
-A run lives in one folder: ``config.json``, ``history.jsonl`` (one line per epoch), ``last.safetensors`` (weights,
-optimizer, position) and ``best.safetensors`` (weights of the best validation PSNR). All randomness of step s comes
-from (seed, s), and so does its batch: the step number is the whole position, and a run that was killed resumes from
-its last checkpoint as if it had not been. There is a checkpoint after each epoch, before each validation, every ten
-minutes, and when Ctrl-C or SIGTERM ends the training.
+A run lives in one folder: ``config.json``, ``last.safetensors`` (weights, optimizer, history, sums of the current
+epoch), ``best.safetensors`` (weights of the best validation PSNR) and ``history.jsonl``, a copy of the history with one
+line per epoch. All randomness of step s comes from (seed, s), and so does its batch: a run that was killed resumes from
+its last checkpoint as if it had not been. There is one after each epoch, before each validation, every ten minutes, and
+when Ctrl-C or SIGTERM ends the training.
 
 Started by `torchrun`, each process computes its share of every batch under `DistributedDataParallel`; the first one
 validates, writes and reports.
@@ -17,9 +17,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -83,50 +83,13 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
         with tqdm(total=config.steps, initial=trainer.position, unit="step", desc="training",
                   disable=not (progress and first)) as bar:
             while len(trainer.history) < config.epochs:
-                trainer.train_epoch(loader, bar)
-                trainer.finish_epoch(validate_pack)
+                trainer.finish_epoch(trainer.train_epoch(loader, bar), validate_pack)
                 stop = first and on_epoch and on_epoch(trainer.history, trainer.model)
-                if _largest(float(bool(stop)), trainer.device):
+                if _largest(int(bool(stop)), trainer.device):
                     break
         if dist.is_initialized():
             dist.destroy_process_group()
         return trainer.history
-
-
-@dataclass
-class EpochMeter:
-    """Sums over the steps of the current epoch; a checkpoint within the epoch holds them."""
-
-    steps: int
-    losses: torch.Tensor                        # sums of loss, MSE and KL, on the device
-    ratios: np.ndarray                          # sums of KL weight, teacher-forcing ratio and learning rate
-    seconds: float
-
-    def record(self, epoch: int, batch_size: int) -> Record:
-        """The averages over the steps so far, and over all processes."""
-        loss, mse, kl = (_mean(self.losses) / self.steps).tolist()
-        kl_weight, ratio, lr = (self.ratios / self.steps).tolist()
-        return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,
-                "lr": lr, "psnr": None, "seconds": self.seconds,
-                "sequences_per_second": self.steps * batch_size / self.seconds}
-
-    def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "losses": _mean(self.losses).tolist(), "ratios": self.ratios.tolist(),
-                "seconds": self.seconds}
-
-
-class Objective(nn.Module):
-    """The whole objective as one module, for `DistributedDataParallel`: a batch -> loss, MSE and KL, each ()."""
-
-    def __init__(self, model: CVAE) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, frames, condition, noise, forced: list[bool], kl_weight: float) -> tuple[torch.Tensor, ...]:
-        terms = self.model.elbo_terms(frames, condition, noise, forced)
-        config = self.model.config                              # the calibrated variance is that of the whole batch
-        mse = _mean(terms.mse) if config.reconstruction == "calibrated" else terms.mse
-        return negative_elbo(config, terms, kl_weight, mse), terms.mse.detach(), terms.kl.detach()
 
 
 class Trainer:
@@ -142,78 +105,81 @@ class Trainer:
         self.model = self.model.to(self.device, memory_format=torch.channels_last)
         if dist.is_initialized() and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(config.beta1, 0.999),
-                                          fused=True)
+        self.norms = [part for part in self.model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        self.optimizer = torch.optim.Adam(self.model.parameters(), betas=(config.beta1, 0.999), fused=True)
         self.history: list[Record] = []
-        self.meter = self._empty_meter()
+        self._start_epoch()
         self.saved = time.monotonic()
         if (run / "last.safetensors").exists():
             self._resume(run / "last.safetensors")
-        self.objective = Objective(self.model)
-        if dist.is_initialized():
-            self.objective = DistributedDataParallel(self.objective)
+        self.parallel = DistributedDataParallel(self.model) if dist.is_initialized() else self.model
 
-    def _empty_meter(self) -> EpochMeter:
-        return EpochMeter(0, torch.zeros(3, device=self.device), np.zeros(3), 0.0)
+    def _start_epoch(self, steps: int = 0, losses: Sequence[float] = (0.0, 0.0, 0.0),
+                     ratios: Sequence[float] = (0.0, 0.0, 0.0), seconds: float = 0.0) -> None:
+        """Sums over its steps: of loss, MSE and KL, and of KL weight, teacher-forcing ratio and learning rate."""
+        self.steps, self.seconds = steps, seconds
+        self.losses, self.ratios = torch.tensor(losses, device=self.device), np.array(ratios)
 
     def _resume(self, path: Path) -> None:
         facts = checkpoint.restore(path, self.model, self.optimizer)
-        history, epoch, within = read_history(self.run), facts.get("epoch"), facts.get("within")
-        if not isinstance(epoch, int) or len(history) < epoch:
-            raise checkpoint.CheckpointError(f"{path}: is of epoch {epoch}, and history.jsonl beside it has "
-                                             f"{len(history)} epochs. Restore that file, or delete this run folder")
-        self.history = history[:epoch]                          # killed between the two files, it is one epoch ahead
-        if within:
-            self.meter = EpochMeter(within["steps"], torch.tensor(within["losses"], device=self.device),
-                                    np.array(within["ratios"]), within["seconds"])
+        if "history" not in facts:
+            raise checkpoint.CheckpointError(f"{path}: holds no history, so it is not of this version of the package. "
+                                             "Choose another run folder")
+        self.history = facts["history"]
+        self._start_epoch(**facts["within"])
+        if _rank() == 0:                                        # killed between the two files, it is an epoch behind
+            write_history(self.run, self.history)
 
     @property
     def position(self) -> int:
         """Number of finished steps."""
-        return len(self.history) * self.config.batches_per_epoch + self.meter.steps
+        return len(self.history) * self.config.batches_per_epoch + self.steps
 
-    def _record(self) -> Record:
-        """The current epoch's record. Raises Diverged where its loss or KL is out of bounds, before that is saved."""
-        record = self.meter.record(len(self.history) + 1, self.config.batch_size)
-        if not np.isfinite(record["loss"]) or record["kl"] > LARGEST_KL:
-            lower = self.config.lr / 2
-            raise Diverged(f"epoch {record['epoch']}: loss {record['loss']:.4g}, MSE {record['mse']:.4g}, KL "
-                           f"{record['kl']:.4g} nats per frame: the training has diverged; checkpoints are kept. "
-                           f"Continue from the best weights at half the learning rate: `lab5 train --from {self.run} "
-                           f"--run {self.run}-lr{lower:g} --set lr={lower:g}`, or start again with that --set")
-        return record
+    def record(self) -> Record:
+        """Averages over the epoch's steps so far and over all processes. Raises Diverged where loss or KL exploded."""
+        started = time.perf_counter()
+        loss, mse, kl = (_mean(self.losses) / self.steps).tolist()          # waits for a GPU's last steps
+        self.seconds += time.perf_counter() - started
+        kl_weight, ratio, lr = (self.ratios / self.steps).tolist()
+        epoch, lower = len(self.history) + 1, self.config.lr / 2
+        if not np.isfinite(loss) or kl > LARGEST_KL:
+            raise Diverged(f"epoch {epoch}: loss {loss:.4g}, MSE {mse:.4g}, KL {kl:.4g} nats per frame: the training "
+                           "has diverged; checkpoints are kept. Continue from the best weights at half the learning "
+                           f"rate: `lab5 train --from {self.run} --run {self.run}-lr{lower:g} --set lr={lower:g}`")
+        return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,
+                "lr": lr, "psnr": None, "seconds": self.seconds,
+                "sequences_per_second": self.steps * self.config.batch_size / self.seconds}
 
     def save(self) -> None:
         """Write all that is needed to resume from here. All processes call it, and the first writes."""
-        if self.meter.steps:
-            self._record()
-        within = self.meter.state() if self.meter.steps else None
+        within = {"steps": self.steps, "losses": _mean(self.losses).tolist(), "ratios": self.ratios.tolist(),
+                  "seconds": self.seconds}
         if _rank() == 0:
-            checkpoint.save(self.run / "last.safetensors", self.model, self.optimizer, epoch=len(self.history),
-                            precision=self.precision, within=within)
+            checkpoint.save(self.run / "last.safetensors", self.model, self.optimizer, history=self.history,
+                            within=within)
+            write_history(self.run, self.history)
         self.saved = time.monotonic()
 
-    def train_epoch(self, loader: Iterator[Batch], bar: tqdm) -> None:
+    def train_epoch(self, loader: Iterator[Batch], bar: tqdm) -> Record:
         """Train the rest of the epoch. Ctrl-C and SIGTERM take effect when a step is finished and saved."""
-        planned = self.config.batches_per_epoch
         self.model.train()
         with _deferred_signals() as arrived:
-            while self.meter.steps < planned:
+            while self.steps < self.config.batches_per_epoch:
                 started = time.perf_counter()
                 self._step(next(loader))
-                self.meter.seconds += time.perf_counter() - started
+                self.seconds += time.perf_counter() - started
                 bar.update()
-                stop_requested = max([*arrived, float(time.monotonic() - self.saved > SAVE_EVERY)])
-                stop_requested = int(_largest(stop_requested, self.device))     # 0: no, 1: save, else a signal's number
-                if stop_requested:
+                due = time.monotonic() - self.saved > SAVE_EVERY
+                request = _largest(max([*arrived, int(due)]), self.device)      # 0: none, 1: save, else a signal
+                if request:
+                    self.record()                               # what has diverged is not saved
                     self.save()
-                if stop_requested > 1:
-                    arrived[:] = [stop_requested]               # all processes end at the same step
+                if request > 1:
+                    arrived[:] = [request]                      # all processes end at the same step
                     break
-        started = time.perf_counter()
-        record = self._record()                                 # waits for a GPU's last steps
-        self.meter.seconds += time.perf_counter() - started
+        record = self.record()
         bar.set_postfix(epoch=record["epoch"], mse=f"{record['mse']:.4f}", kl=f"{record['kl']:.2f}")
+        return record
 
     def _step(self, batch: Batch) -> None:
         config, step = self.config, self.position
@@ -223,46 +189,39 @@ class Trainer:
         lr = float(schedules.learning_rate(config, (step + 1) / config.steps))
         noise, forced = _draws(config, step, ratio, self.model.noise_size)
         if progress >= config.norm_freeze:
-            freeze_norms(self.model)
+            for norm in self.norms:
+                norm.eval()                                     # uses its running averages, and keeps them
         frames = to_video(batch.frames.to(self.device, non_blocking=True))
         with autocast(self.precision, self.device):
-            loss, mse, kl = self.objective(frames, batch.condition.to(self.device, non_blocking=True),
-                                           noise[:, self.share].to(self.device, non_blocking=True), forced, kl_weight)
+            terms = self.parallel(frames, batch.condition.to(self.device, non_blocking=True),
+                                  noise[:, self.share].to(self.device, non_blocking=True), forced)
+            whole = replace(terms, mse=_mean(terms.mse))        # the calibrated variance is that of the whole batch
+            loss = negative_elbo(config, whole, kl_weight)
         loss.backward()
         if config.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.meter.steps += 1
-        self.meter.losses += torch.stack([loss.detach(), mse, kl])
-        self.meter.ratios += (kl_weight, ratio, lr)
+        self.steps += 1
+        self.losses += torch.stack([loss, terms.mse, terms.kl]).detach()
+        self.ratios += (kl_weight, ratio, lr)
 
-    def finish_epoch(self, validate_pack: Pack) -> None:
+    def finish_epoch(self, record: Record, validate_pack: Pack) -> None:
         """Validate where that is due, and save the epoch, the best weights and the state of the run."""
-        config, record = self.config, self._record()
+        config = self.config
         if record["epoch"] % config.validate_every == 0 or record["epoch"] == config.epochs:
             self.save()                                         # a validation that is killed costs only itself
             if _rank() == 0:
                 record["psnr"] = evaluate(
                     self.model, validate_pack, protocols=("prior_sample",), limit=config.validate_sequences,
                     seed=config.seed, precision=self.precision, progress=False).average("prior_sample")[0]
-        best = max((old["psnr"] for old in self.history if old["psnr"] is not None), default=-np.inf)
+                if record["psnr"] > max((old["psnr"] or -np.inf for old in self.history), default=-np.inf):
+                    checkpoint.save(self.run / "best.safetensors", self.model, epoch=record["epoch"],
+                                    psnr=record["psnr"], precision=self.precision)
         self.history.append(record)
-        self.meter = self._empty_meter()
-        if _rank() == 0:
-            if record["psnr"] is not None and record["psnr"] > best:
-                checkpoint.save(self.run / "best.safetensors", self.model, epoch=record["epoch"], psnr=record["psnr"],
-                                precision=self.precision)
-            write_history(self.run, self.history)               # a full history means that the best weights are there
+        self._start_epoch()
         self.save()
-
-
-def freeze_norms(model: CVAE) -> None:
-    """Let batch norms use their running statistics, as in testing, and keep them unchanged."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 def _draws(config: Config, step: int, ratio: float, noise_size: int) -> tuple[torch.Tensor, list[bool]]:
@@ -306,47 +265,43 @@ def run_lock(run: Path) -> Iterator[None]:
 
     Raises RunLocked where another process holds it, and OSError where the folder cannot be written.
     """
-    lock = FileLock(run / ".training.lock", timeout=0)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock = FileLock(run / ".training.lock", timeout=0).acquire()
     except Timeout:
         raise RunLocked(f"{run}: another process is training this run; `tail -f {run / 'history.jsonl'}` shows its "
                         "epochs. Stop it, or choose another run folder") from None
     except OSError as error:
         raise OSError(f"{run}: cannot be written ({error.strerror or error}). Make the folder writable, or choose "
                       "another run folder") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def write_or_match_config(run: Path, config: Config) -> None:
     """Write ``config.json``. Raises ValueError where the folder's run has other settings that decide the result."""
     path = run / "config.json"
-    if path.exists() and (differences := config.differences(Config.load(path))):
+    known = Config.load(path) if path.exists() else None
+    if known and (differences := config.differences(known)):
         raise ValueError(f"{path}: this run folder was made with other settings ({'; '.join(differences)}). Choose "
                          "another run folder, or delete this one to start again")
-    if not path.exists() or Config.load(path) != config:        # the machine's settings may change
+    if known != config:                                         # the machine's settings may change
         write_text(path, config.to_json())
 
 
 def read_history(run: Path) -> list[Record]:
-    """The epochs' records, oldest first; an empty list where nothing was trained. Raises ValueError naming the line."""
+    """The epochs' records, oldest first; an empty list where nothing was trained. Raises ValueError naming the file."""
     path = Path(run) / "history.jsonl"
-    records: list[Record] = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
-        try:
-            record = dict(json.loads(line))
-            values = {name: float(record[name]) for name in NUMBERS}            # null only where nothing was validated
-            if record["epoch"] != number or not isinstance(record["psnr"], float | None):
-                raise ValueError(f"found {values} of epoch {record['epoch']!r}, PSNR {record['psnr']!r}")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not the record of epoch {number} ({type(error).__name__}: "
-                             f"{error}). Restore the file, or delete the run folder to start again") from error
-        records.append(record)
-    return records
+    try:
+        history = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        for number, record in enumerate(history, 1):
+            complete = all(isinstance(record[name], int | float) for name in NUMBERS)
+            if not complete or record["epoch"] != number or not isinstance(record["psnr"], float | None):
+                raise ValueError(f"line {number} is {record}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path}: not the records of epochs 1, 2, ... ({type(error).__name__}: {error}). Restore the "
+                         "file, or delete the run folder to start again") from error
+    return history
 
 
 def write_history(run: Path, history: list[Record]) -> None:
@@ -357,29 +312,22 @@ def write_history(run: Path, history: list[Record]) -> None:
 def init_from(source: Path, run: Path, **changes: Any) -> Config:
     """Initialise a run folder with the best weights of another run, at their epoch, and some settings changed.
 
-    The next `train` resumes there, with a fresh optimizer. A folder that was initialised before is left unchanged.
-    Raises ValueError where the source has no weights with a history, or a change asks for another model.
+    The next `train` resumes there, with a fresh optimizer. A folder that holds weights is left unchanged. Raises
+    ValueError where the source has no best weights, or a change asks for another model.
     """
-    model, facts = checkpoint.load_model(source / "best.safetensors")
-    config = model.config.replace(**changes)
-    if any((run / name).exists() for name in ("last.safetensors", "history.jsonl", "best.safetensors")):
-        write_or_match_config(run, config)
-        return config
-    epoch = facts.get("epoch")
-    history = read_history(source)[:epoch] if isinstance(epoch, int) else []
-    if len(history) != epoch:
-        raise ValueError(f"{source / 'history.jsonl'}: has {len(history)} epochs, and best.safetensors beside it is "
-                         f"of epoch {epoch}. Resume that run first, or restore its history")
-    copy = CVAE(config, model.condition_dim)
-    try:
-        copy.load_state_dict(model.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"{source}: its weights do not fit a model with {changes}; change only settings of the "
-                         "training, such as lr") from error
+    start, facts = checkpoint.load_model(source / "best.safetensors")
+    config = start.config.replace(**changes)
+    if not any((run / name).exists() for name in ("best.safetensors", "last.safetensors")):
+        model = CVAE(config, start.condition_dim)
+        try:
+            model.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{source}: its weights do not fit a model with {changes}; change only settings of the "
+                             "training, such as lr") from error
+        checkpoint.save(run / "best.safetensors", model, **facts)
+        history = read_history(source)[:facts.get("epoch", 0)]
+        checkpoint.save(run / "last.safetensors", model, history=history, within={})
     write_or_match_config(run, config)
-    write_history(run, history)
-    checkpoint.save(run / "best.safetensors", copy, **facts)
-    checkpoint.save(run / "last.safetensors", copy, **facts)
     return config
 
 
@@ -416,11 +364,11 @@ def _mean(value: torch.Tensor) -> torch.Tensor:
     return torch.distributed.nn.functional.all_reduce(value) / dist.get_world_size()
 
 
-def _largest(number: float, device: torch.device) -> float:
+def _largest(number: int, device: torch.device) -> int:
     """The largest of all processes' numbers; in a single process the number itself."""
     if not dist.is_initialized():
         return number
-    value = torch.tensor(float(number), device=device)          # of one type in all processes
+    value = torch.tensor(number, device=device)
     dist.all_reduce(value, dist.ReduceOp.MAX)
-    return value.item()
+    return int(value)
 

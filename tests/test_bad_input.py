@@ -28,7 +28,7 @@ from lab5.workbook.run import open_run
 
 DECLARED = (ValueError, OSError, DataError, CheckpointError)    # not what json and others derive of them
 CONFIG = preset("smoke", precision="float32")
-NAN, INFINITE, DEEP = float("nan"), float("inf"), "[" * 100_000
+NAN, DEEP = float("nan"), "[" * 100_000
 
 
 # ---- sound inputs: each is made in an empty folder, and what is returned is damaged and read ----
@@ -84,7 +84,7 @@ KINDS = {                                       # a sound input, its reader, and
     "pack": (sound_pack, lambda packed: open_pack(packed.parent.parent, "test"), "packed/test"),
     "config": (sound_config, Config.load, "config.json"),
     "run": (sound_run, lambda given: open_run(**given).pack("train"), ""),
-    "history": (sound_history, lambda path: read_history(path.parent), "history.jsonl, line"),
+    "history": (sound_history, lambda path: read_history(path.parent), "history.jsonl"),
     "weights": (sound_weights, checkpoint.load_model, "best.safetensors"),
     "checkpoint": (sound_checkpoint, lambda path: checkpoint.restore(path, *trained()), "last.safetensors"),
     "scores": (sound_scores, lambda path: Evaluation.load(path.parent), "steps.npz"),
@@ -163,20 +163,14 @@ ROWS = [                                        # kind, damage, words of the mes
     ("pack", lambda packed: content(lambda found: found[:-1])(packed / "frames.npy"), "ValueError"),
     ("pack", lambda packed: np.save(packed / "frames.npy", np.array([{}])), "ValueError"),
 
-    ("config", text(""), "line 1 column 1"), ("config", text("[1]"), "mapping"), ("config", text(DEEP), "recursion"),
-    ("config", content(lambda found: found[:90]), "column"), ("config", content(lambda found: b"\xff" + found), "0xff"),
-    ("config", settings(batchsize=1), "unknown setting batchsize; did you mean batch_size?"),
-    ("config", settings(lr=None), "lr is None: input should be a valid number"),
-    ("config", settings(epochs="many"), "epochs is 'many': input should be a valid integer"),
-    ("config", settings(condition=["both"]), "condition is ['both']: input should be 'previous', 'target', 'both'"),
-    ("config", settings(epochs=True), "epochs is True"), ("config", settings(batch_size=2.5), "batch_size is 2.5"),
-    ("config", settings(epochs=0), "epochs is 0: input should be greater than 0"),
-    ("config", settings(batch_size=1), "batch_size is 1: input should be greater than or equal to 2"),
-    ("config", settings(beta=-1), "beta is -1: input should be greater than or equal to 0"),
-    ("config", settings(lr=NAN), "lr is nan: input should be a finite number"),
-    ("config", settings(grad_clip=INFINITE), "grad_clip is inf: input should be a finite number"),
-    ("config", settings(tf_min=1.5), "tf_min is 1.5: input should be less than or equal to 1"),
-    ("config", settings(width=10**30), "width is 1000"), ("config", settings(seed=2**70), f"seed is {2**70}"),
+    ("config", text(""), "Invalid JSON"), ("config", text("[1]"), "an object"), ("config", text(DEEP), "recursion"),
+    ("config", content(lambda found: found[:90]), "column"), ("config", content(lambda found: b"\xff" + found), "xff"),
+    ("config", settings(batchsize=1), "batchsize\n  Extra inputs are not permitted"),
+    ("config", settings(epochs="many"), "epochs\n  Input should be a valid integer"),
+    ("config", settings(condition=["both"]), "condition\n  Input should be 'previous', 'target', 'both'"),
+    ("config", settings(batch_size=1), "batch_size\n  Input should be greater than or equal to 2"),
+    ("config", settings(lr=NAN), "lr\n  Input should be a finite number"),
+    ("config", settings(width=10**30), "width\n"), ("config", settings(seed=2**70), "input_value=1180591"),
 
     ("run", parameters(preset_name="slow"), "unknown preset 'slow'; the presets are: smoke, quick, standard, full"),
     ("run", lambda given: given["run"].touch(), "is a file; name a folder"),
@@ -186,12 +180,11 @@ ROWS = [                                        # kind, damage, words of the mes
     ("run", run_holds("data.json", '{"root": "."}'), "'train'"),
     ("run", run_holds("best.safetensors", "PK"), "best.safetensors: damaged"),
 
-    ("history", content(lambda found: found[:-9]), "line 2: not the record of epoch 2"),
-    ("history", text("7\n"), "line 1"), ("history", record(kl="low"), "could not convert string to float: 'low'"),
-    ("history", record(loss=None), "line 1"), ("history", record(psnr=[20.0]), "PSNR [20.0]"),
-    ("history", record(epoch=3), "of epoch 3"), ("history", text(DEEP), "RecursionError"),
-    ("history", content(lambda found: found[found.index(b"\n") + 1:]), "of epoch 2"),
-    ("history", content(lambda found: b"\xff\xfe" + found), "line 1"),
+    ("history", content(lambda found: found[:-9]), "JSONDecodeError"), ("history", text("7\n"), "TypeError"),
+    ("history", record(kl="low"), "'kl': 'low'"), ("history", record(loss=None), "'loss': None"),
+    ("history", record(psnr=[20.0]), "'psnr': [20.0]"), ("history", record(epoch=3), "line 1 is {'loss': 1"),
+    ("history", content(lambda found: found[found.index(b"\n") + 1:]), "line 1 is {'loss': 2"),
+    ("history", content(lambda found: b"\xff\xfe" + found), "Error"), ("history", text(DEEP), "RecursionError"),
 
     ("weights", text(""), "damaged"), ("weights", content(lambda found: found[:-5]), "damaged"),
     ("weights", content(lambda found: found[:200]), "damaged"),
@@ -200,25 +193,21 @@ ROWS = [                                        # kind, damage, words of the mes
     ("weights", content(lambda found: struct.pack("<Q", 2**62) + found[8:]), "damaged"),
     ("weights", lambda path: save_file({MEAN: torch.zeros(7)}, path, {"config": "{}"}), "KeyError: 'facts'"),
     ("weights", says(facts="[1]"), "not a checkpoint"), ("weights", says(facts="{"), "not a checkpoint"),
-    ("weights", says(config="7"), "TypeError"), ("weights", says(config=DEEP), "RecursionError"),
-    ("weights", asks_for(surprise=1), "unknown setting surprise"), ("weights", asks_for(width=10**30), "width is 1000"),
-    ("weights", asks_for(rnn_size=4096, g_dim=4096, width=4096, prior_layers=64, learned_prior=True),
-     "expected torch.float32 (4096, 3, 3, 3)"),                 # terabytes, which are not allocated
-    ("weights", asks_for(predictor_layers=3), "frame_predictor.lstm.weight_ih_l2 is missing"),
-    ("weights", without(PIXELS), "decoder.to_pixels.bias is missing, expected torch.float32 (3,)"),
-    ("weights", tensor(MEAN, torch.tensor(1.0)), "torch.float32 (), expected torch.float32 (1,)"),
-    ("weights", tensor("model.extra", torch.zeros(2)), "extra is torch.float32 (2,), expected missing"),
-    ("weights", tensor(PIXELS, torch.zeros(3, dtype=torch.float64)), "torch.float64 (3,), expected torch.float32 (3,)"),
+    ("weights", says(config="7"), "an object"), ("weights", says(facts=DEEP), "RecursionError"),
+    ("weights", asks_for(surprise=1), "surprise\n"), ("weights", asks_for(width=10**30), "width\n"),
+    ("weights", asks_for(rnn_size=4096, g_dim=4096, width=4096, prior_layers=64, learned_prior=True), "does not fit"),
+    #                                                           terabytes, which are not allocated
+    ("weights", asks_for(predictor_layers=3), 'Missing key(s) in state_dict: "frame_predictor.lstm.weight_ih_l2"'),
+    ("weights", without(PIXELS), 'Missing key(s) in state_dict: "decoder.to_pixels.bias"'),
+    ("weights", tensor(MEAN, torch.tensor(1.0)), "size mismatch for condition_mean"),
+    ("weights", tensor("model.extra", torch.zeros(2)), 'Unexpected key(s) in state_dict: "extra"'),
     ("weights", tensor(PIXELS, torch.full((3,), NAN)), "model.decoder.to_pixels.bias holds NaN or infinity"),
 
     ("checkpoint", lambda path: path.unlink(), "there is no such checkpoint; notebook 04 or `lab5 train` makes it"),
     ("checkpoint", asks_for(lr=0.5), "lr: 0.001 here, 0.5 there"),
-    ("checkpoint", tensor(MEAN, torch.zeros(3)), "torch.float32 (3,), expected torch.float32 (7,)"),
-    ("checkpoint", tensor("optimizer.9999.step", torch.tensor(1.0)), "9999.step is torch.float32 ()"),
-    ("checkpoint", without("optimizer.0.exp_avg_sq"), "0.exp_avg_sq is missing"),
-    ("checkpoint", tensor("optimizer.0.exp_avg", torch.zeros(2)), "0.exp_avg is torch.float32 (2,)"),
+    ("checkpoint", tensor(MEAN, torch.zeros(3)), "size mismatch for condition_mean"),
+    ("checkpoint", content(lambda found: found[:-5]), "damaged"),
 
-    ("scores", lambda path: np.savez(path, names=["a"], facts="{}", psnr_repeat_last=np.ones((2, 3))), "1 names"),
     ("scores", lambda path: np.savez(path, names=["a"], facts="[1]"), "not a saved evaluation"),
     ("scores", content(lambda found: found[:-50]), "not a saved evaluation"),
 ]
@@ -243,11 +232,10 @@ def test_what_is_not_damaged_is_read(kind, tmp_path):
 
 @pytest.mark.parametrize("command, status, words", [
     ("train --preset slow", 2, "invalid choice: 'slow' (choose from"),
-    ("train --preset smoke --set lr=banana", 1, "lr is 'banana': input should be a valid number"),
-    ("train --preset smoke --set lr=NaN", 1, "lr is nan: input should be a finite number"),
-    ("train --preset smoke --set lr=-1", 1, "lr is -1: input should be greater than 0"),
+    ("train --preset smoke --set lr=banana", 1, "input_value='banana'"),
+    ("train --preset smoke --set lr=-1", 1, "Input should be greater than 0"),
     ("train --preset smoke --set lr", 2, "'lr': expected NAME=VALUE"),
-    ("train --preset smoke --set =1", 1, "unknown setting"),
+    ("train --preset smoke --set =1", 1, "Extra inputs are not permitted"),
     ("train --preset smoke --from nowhere", 1, "--from needs --run"),
     ("train --preset smoke --from nowhere --run new", 1, "there is no such checkpoint; notebook 04 or `lab5 train`"),
     ("evaluate --preset smoke --run nowhere", 1, "holds no finished training"),

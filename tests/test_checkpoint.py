@@ -18,11 +18,6 @@ def test_a_checkpoint_rebuilds_its_model(config, tmp_path):
     assert torch.equal(loaded.predict(frames[:2], condition, noise), model.predict(frames[:2], condition, noise))
 
 
-def test_an_action_free_model_comes_back_action_free(config, tmp_path):
-    checkpoint.save(tmp_path / "m.safetensors", seeded_model(config, condition_width=0))
-    assert checkpoint.load_model(tmp_path / "m.safetensors")[0].embed_condition is None
-
-
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")

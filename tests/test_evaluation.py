@@ -119,15 +119,6 @@ def test_what_is_saved_is_what_was_scored(scores, tmp_path):
     assert float(rows[2]["psnr_prior_sample"]) == pytest.approx(scores.psnr["prior_sample"][2].mean(), abs=1e-4)
 
 
-@pytest.mark.parametrize("damage", ["missing", "torn"])
-def test_a_damaged_table_is_named(damage, scores, tmp_path):
-    scores.save(tmp_path)
-    path = tmp_path / "steps.npz"
-    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="steps.npz: not a saved evaluation.*evaluate again"):
-        Evaluation.load(tmp_path)
-
-
 def test_the_real_sequence_is_scored_like_any_other(model, bair_root, tmp_path):
     """The first test sequence of BAIR: holding the last context frame scores what real data scores, 11 to 22 dB."""
     (tmp_path / "processed_data").symlink_to(bair_root / "processed_data")

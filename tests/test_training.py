@@ -36,6 +36,12 @@ def run(config, packs, folder, **options):
     return train(config, packs["train"], packs["validate"], folder, progress=False, **options)
 
 
+def position(folder):
+    """Finished epochs, and steps of the next one, in the last checkpoint."""
+    facts = checkpoint.load_model(folder / "last.safetensors")[1]
+    return len(facts["history"]), facts["within"]["steps"]
+
+
 def exact(history):
     """What of a history does not depend on the clock."""
     return [{name: value for name, value in record.items() if "second" not in name} for record in history]
@@ -71,20 +77,22 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(coin, config, tiny_pac
     assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
 
 
-def test_a_run_cut_off_between_history_and_checkpoint_resumes_to_the_same_weights(config, tiny_packs, tmp_path,
+@pytest.mark.parametrize("last", [2, 3])
+def test_a_run_cut_off_between_checkpoint_and_history_resumes_to_the_same_weights(last, config, tiny_packs, tmp_path,
                                                                                  monkeypatch):
-    save, config = checkpoint.save, config.replace(epochs=3)
+    write, config = training.write_history, config.replace(epochs=3)
 
-    def cut(path, model, optimizer=None, **facts):
-        if path.name == "last.safetensors" and facts["epoch"] == 2:
+    def cut(folder, history):
+        if len(history) == last:
             raise Cut
-        save(path, model, optimizer, **facts)
+        write(folder, history)
 
     with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(checkpoint, "save", cut)
+        patch.setattr(training, "write_history", cut)
         run(config, tiny_packs, tmp_path / "cut")
-    assert len(read_history(tmp_path / "cut")) == 2
+    assert len(read_history(tmp_path / "cut")) == last - 1
     assert_resumes(config, tiny_packs, tmp_path)
+    assert len(read_history(tmp_path / "cut")) == 3
 
 
 @pytest.mark.parametrize("last", [1, 2])
@@ -92,7 +100,6 @@ def test_a_run_stopped_after_an_epoch_is_saved_and_resumes_to_the_same_weights(l
     config = config.replace(epochs=3, validate_every=2, norm_freeze=0.5)
     stopped = run(config, tiny_packs, tmp_path / "cut", on_epoch=lambda history, model: len(history) == last)
     assert stopped == read_history(tmp_path / "cut") and len(stopped) == last
-    assert checkpoint.load_model(tmp_path / "cut" / "last.safetensors")[1]["epoch"] == last
     assert_resumes(config, tiny_packs, tmp_path)
     assert read_history(tmp_path / "cut")[:last] == stopped
 
@@ -119,8 +126,7 @@ def test_a_signal_ends_the_step_is_followed_by_a_checkpoint_and_loses_nothing(nu
             run(config, tiny_packs, tmp_path / "cut")
     finally:
         assert signal.signal(signal.SIGTERM, before) is die
-    facts = checkpoint.load_model(tmp_path / "cut" / "last.safetensors")[1]
-    assert len(steps) == 7 and (facts["epoch"], facts["within"]["steps"]) == (1, 2)
+    assert len(steps) == 7 and position(tmp_path / "cut") == (1, 2)
     assert_resumes(config, tiny_packs, tmp_path)
 
 
@@ -135,7 +141,7 @@ def test_an_interrupt_from_the_terminal_does_not_cost_the_loader_processes(tiny_
     os.killpg(job.pid, signal.SIGINT)
     _, errors = job.communicate(timeout=120)
     assert job.returncode == 130 and "the same command resumes from here" in errors, errors
-    assert 1 <= checkpoint.load_model(tmp_path / "last.safetensors")[1]["within"]["steps"] < 400
+    assert 1 <= position(tmp_path)[1] < 400
 
 
 def test_a_second_interrupt_does_not_wait_for_the_step(config, tiny_packs, tmp_path, monkeypatch):
@@ -153,8 +159,7 @@ def test_an_interrupted_validation_costs_only_itself(config, tiny_packs, tmp_pat
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "evaluate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         run(config, tiny_packs, tmp_path / "cut")
-    facts = checkpoint.load_model(tmp_path / "cut" / "last.safetensors")[1]
-    assert (facts["epoch"], facts["within"]["steps"]) == (0, config.batches_per_epoch)
+    assert position(tmp_path / "cut") == (0, config.batches_per_epoch)
     assert_resumes(config, tiny_packs, tmp_path)
 
 
@@ -169,7 +174,7 @@ def test_a_long_epoch_is_saved_on_its_way(config, tiny_packs, tmp_path, monkeypa
         patch.setattr(training, "SAVE_EVERY", 0.0)
         patch.setattr(schedules, "learning_rate", cut)
         run(config, tiny_packs, tmp_path / "cut")
-    assert checkpoint.load_model(tmp_path / "cut" / "last.safetensors")[1]["within"]["steps"] == 6
+    assert position(tmp_path / "cut") == (0, 6)
     assert_resumes(config, tiny_packs, tmp_path)
 
 
@@ -199,21 +204,14 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(confi
     monkeypatch.setattr(CVAE, "elbo_terms", poisoned)
     with pytest.raises(Diverged, match="epoch 2.*learning rate"):
         run(config, tiny_packs, tmp_path)
-    model, facts = checkpoint.load_model(tmp_path / "last.safetensors")
-    assert facts["epoch"] == 1 and all(torch.isfinite(p).all() for p in model.parameters())
-    assert len(read_history(tmp_path)) == 1
-
-
-def test_the_zero_schedule_trains_without_the_kl(config, tiny_packs, tmp_path):
-    history = run(config.replace(kl_schedule="zero"), tiny_packs, tmp_path)
-    assert all(record["kl_weight"] == 0 and record["loss"] == pytest.approx(record["mse"]) for record in history)
+    assert position(tmp_path) == (1, 0) and len(read_history(tmp_path)) == 1    # loading refuses NaN
 
 
 def test_the_history_says_what_the_schedules_did(config, tiny_packs, tmp_path):
-    history = run(config.replace(epochs=4, tf_hold=0.0, tf_end=1.0), tiny_packs, tmp_path)
+    history = run(config.replace(epochs=4, tf_hold=0.0, tf_end=1.0, kl_schedule="zero"), tiny_packs, tmp_path)
     ratios = [record["teacher_forcing"] for record in history]
     assert ratios == sorted(ratios, reverse=True) and ratios[0] > 0.8 and ratios[-1] < 0.2
-    assert json.loads((tmp_path / "config.json").read_text())["tf_end"] == 1.0
+    assert all(record["kl_weight"] == 0 and record["loss"] == pytest.approx(record["mse"]) for record in history)
 
 
 def test_frozen_norms_keep_their_statistics_while_the_weights_learn(config, tiny_packs, tmp_path):
@@ -267,13 +265,13 @@ def test_the_settings_of_the_machine_may_change_on_resuming(config, tiny_packs, 
     assert json.loads((tmp_path / "moved" / "config.json").read_text())["workers"] == 2
 
 
-def test_a_lost_history_is_named_and_the_checkpoint_left_as_it_is(config, tiny_packs, tmp_path):
-    run(config.replace(epochs=3), tiny_packs, tmp_path, on_epoch=lambda history, model: len(history) == 2)
+def test_a_lost_history_comes_back_from_the_checkpoint(config, tiny_packs, tmp_path):
+    history = run(config, tiny_packs, tmp_path)
     (tmp_path / "history.jsonl").unlink()
-    before = weights(tmp_path)
-    with pytest.raises(checkpoint.CheckpointError, match="is of epoch 2, and history.jsonl beside it has 0 epochs"):
-        run(config.replace(epochs=3), tiny_packs, tmp_path)
-    assert weights(tmp_path) == before
+    assert run(config, tiny_packs, tmp_path) == history == read_history(tmp_path)
+    (tmp_path / "best.safetensors").replace(tmp_path / "last.safetensors")
+    with pytest.raises(checkpoint.CheckpointError, match="last.safetensors: holds no history"):
+        run(config, tiny_packs, tmp_path)
 
 
 def test_a_run_is_initialised_with_the_best_weights_of_another(config, tiny_packs, tmp_path):
