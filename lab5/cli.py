@@ -54,7 +54,6 @@ def _add_data_commands(command: Callable) -> None:
     add = command(_pack, "pack a data set into memory maps for fast reading, or Berkeley's TFRecords")
     add("source", type=Path, help="folder that holds processed_data, or folder or tar of softmotion30_44k")
     add("--to", type=Path, metavar="ROOT", help="of TFRecords: folder that gets packed")
-    add("--camera", choices=("aux1", "main"), default="aux1", help="of TFRecords: whose frames (default: aux1)")
     command(_check, "count the sequences and name every problem of a data set and of its packs")("root", type=Path)
 
     add = command(_convert, "make a run folder of a checkpoint of the course's template or of SVG")
@@ -145,7 +144,7 @@ def _pack(options: argparse.Namespace) -> None:
     from lab5.formats import bair, tree
 
     if options.to:
-        counts = bair.import_bair(options.source, options.to, options.camera)
+        counts = bair.import_bair(options.source, options.to)
         print(", ".join(f"{split} {count:,}" for split, count in counts.items()), "sequences")
     else:
         tree.pack_tree(options.source)
