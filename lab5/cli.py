@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -88,15 +87,13 @@ def _add_run_commands(command: Callable) -> None:
     add = command(_sweep, "compare settings, one change at a time, under equal budgets", run)
     add("--choices", choices=("core", "extras", "full"), default="core", help="(default: core)")
     add("--seeds", type=partial(_number, least=1), default=1, help="runs of each option (default: 1)")
-    add("--share", type=_share, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
+    add("--share", type=float, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
 
     add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run, student)
     add("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
     add("--pdf", action="store_true", help="only make the PDF again, and list what a grader would miss")
     add = command(_submit, "zip what is handed in: report, source, notebooks, figures", run, student)
-    add("--to", type=Path, default=Path(), help="folder for the zip (default: this one)")
     add("--weights", action="store_true", help="include the weights")
-    add("--verify", action="store_true", help="unpack the zip and run its workbook with the smoke preset")
 
 
 def _number(text: str, least: int = 0) -> int:
@@ -105,24 +102,18 @@ def _number(text: str, least: int = 0) -> int:
     return int(text)
 
 
-def _share(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
-
-
 def _setting(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE")
-    with suppress(json.JSONDecodeError):
+    try:
         return name, json.loads(value)
-    return name, value                                          # a word, such as cyclical
+    except json.JSONDecodeError:
+        return name, value                                      # a word, such as cyclical
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve()) if path else ""
+    return str(Path(path).expanduser().absolute()) if path else ""
 
 
 def _open(options: argparse.Namespace, run: str = ""):
@@ -196,9 +187,10 @@ def _convert(options: argparse.Namespace) -> None:
     from lab5.formats.template import convert, save
 
     source = options.checkpoint
-    converted = convert(source, options.condition, options.order, options.skip)
-    path = save(converted, options.run or source.with_name(f"{source.stem}_lab5"))
-    print(*converted.notes, path, f"lab5 evaluate --run {path.parent.resolve()} --data FOLDER scores it", sep="\n")
+    model = convert(source, options.condition, options.order, options.skip)
+    path = save(model, options.run or source.with_name(f"{source.stem}_lab5"))
+    print(path, *(f"{name}: {getattr(model.config, name)}" for name in ("n_past", "n_future", "condition", "skip")),
+          f"lab5 evaluate --run {path.parent.resolve()} --data FOLDER scores it", sep="\n")
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -239,11 +231,8 @@ def _submit(options: argparse.Namespace) -> int:
     lab = _open(options)
     status = _make_pdf(lab, options)
     details = report.find_details(options.details, student_id=options.id, name=options.name)
-    path = submit.submit(lab, details, options.to, options.weights)
+    path = submit.submit(lab, details, Path(), options.weights)
     print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB), read back")
-    if options.verify:
-        submit.verify(path)
-        print("unpacked elsewhere, all of its notebooks run")
     return status
 
 

@@ -255,7 +255,7 @@ def test_what_is_not_damaged_is_read(kind, tmp_path):
     ("simulate set --seed -1", 2, "--seed: '-1' is not a whole number of 0 or more"),
     ("simulate set --workers 0", 2, "--workers: '0' is not a whole number of 1 or more"),
     ("sweep --seeds 0", 2, "--seeds: '0' is not a whole number of 1 or more"),
-    ("sweep --share nan", 2, "--share: 'nan' is not a number above 0 and at most 1"),
+    ("sweep --share long", 2, "--share: invalid float value: 'long'"),
     ("check nowhere", 1, "there is no such folder"), ("pack nowhere", 1, "there is no such folder"),
     ("pack nowhere --to set", 1, "nowhere: cannot be read"),
     ("convert nowhere.pth", 1, "nowhere.pth: there is no such file"),

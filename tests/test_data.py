@@ -131,7 +131,7 @@ def test_files_by_other_names_are_named_and_never_make_a_set_action_free(lab, ki
         path.rename(rename(path))
     problems = check(lab, progress=False)[1]
     assert len(problems) == 12
-    with pytest.raises(DataError, match=f"{SHARD}/0: expected .* actions.csv.*{says}.*capital letters count") as refusal:
+    with pytest.raises(DataError, match=f"{SHARD}/0: expected .*actions.csv.*{says}.*capital letters") as refusal:
         pack_tree(lab, progress=False)
     assert str(refusal.value) == problems[0]
 
