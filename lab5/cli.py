@@ -135,8 +135,7 @@ def _pack(options: argparse.Namespace) -> None:
     from lab5.formats import bair, tree
 
     if options.to:
-        counts = bair.import_bair(options.source, options.to)
-        print(", ".join(f"{split} {count:,}" for split, count in counts.items()), "sequences")
+        bair.import_bair(options.source, options.to)
     else:
         tree.pack_tree(options.source)
     print(f"packed into {(options.to or options.source) / 'packed'}")
@@ -188,9 +187,10 @@ def _convert(options: argparse.Namespace) -> None:
 
     source = options.checkpoint
     model = convert(source, options.condition, options.order, options.skip)
-    path = save(model, options.run or source.with_name(f"{source.stem}_lab5"))
-    print(path, *(f"{name}: {getattr(model.config, name)}" for name in ("n_past", "n_future", "condition", "skip")),
-          f"lab5 evaluate --run {path.parent.resolve()} --data FOLDER scores it", sep="\n")
+    run, config = options.run or source.with_name(f"{source.stem}_lab5"), model.config
+    save(model, run)
+    print(f"{config.n_past} context frames, {config.n_future} predicted; condition {config.condition}, skips "
+          f"{config.skip}\nlab5 evaluate --run {run.resolve()} --data FOLDER scores it")
 
 
 def _sweep(options: argparse.Namespace) -> None:

@@ -14,7 +14,6 @@ LENGTH = 3                                      # frames of a sequence here; Ber
 FILES = {"train/traj_10_to_11": 2, "train/traj_0_to_3": 4, "train/traj_256_to_258": 3, "test/traj_0_to_2": 3}
 SPLITS = {"train": ["train/traj_0_to_3", "train/traj_10_to_11"], "validate": ["train/traj_256_to_258"],
           "test": ["test/traj_0_to_2"]}
-COUNTS = {"train": 6, "validate": 3, "test": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +91,7 @@ def assert_whole(root):
 
 def test_a_folder_and_a_tar_hold_what_was_recorded(berkeley, tar, tmp_path):
     for source in (berkeley, berkeley / "softmotion30_44k", tar):
-        assert import_bair(source, tmp_path, progress=False) == COUNTS
+        import_bair(source, tmp_path, progress=False)
         assert_whole(tmp_path)
 
 
@@ -100,7 +99,8 @@ def test_berkeleys_own_sequences_have_thirty_frames(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert bair.VALIDATE == "traj_256_to_511.tfrecords"
     write(tmp_path, {"test/traj_0_to_0": 1}, length=30)
-    assert import_bair(tmp_path, tmp_path / "bair", progress=False) == {"train": 0, "validate": 0, "test": 1}
+    import_bair(tmp_path, tmp_path / "bair", progress=False)
+    assert [path.name for path in (tmp_path / "bair/packed").glob("t*[nt]")] == ["test"]
     assert open_pack(tmp_path / "bair", "test").frames.shape == (1, 30, 64, 64, 3)
 
 

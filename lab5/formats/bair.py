@@ -45,24 +45,21 @@ class File(NamedTuple):
         return [f"{name}/{number}" for number in range(int(last) - int(first) + 1)]
 
 
-def import_bair(source: str | Path, root: str | Path, progress: bool = True) -> dict[str, int]:
+def import_bair(source: str | Path, root: str | Path, progress: bool = True) -> None:
     """Write packs of Berkeley's sequences into ``root/packed``; packs that are there are replaced.
 
-    `source` is a folder that holds softmotion30_44k, at any depth, or the uncompressed tar of it. Returns the number of
-    sequences in each split, 0 for one that the source lacks. Raises DataError where there are no TFRecords, or one is
-    cut off or broken; it names the file and the record.
+    `source` is a folder that holds softmotion30_44k, at any depth, or the uncompressed tar of it; a split that it lacks
+    is not written. Raises DataError where there are no TFRecords, or one is cut off or broken; it names the file and
+    the record.
     """
     if (home(root) / "processed_data").exists():
         raise DataError(f"{home(root)}: already holds a data set, processed_data; choose another folder for the packs")
-    files, counts = _files(Path(source).expanduser()), {}
+    files = _files(Path(source).expanduser())
     for split in SPLITS:
-        of_split = [file for file in files if file.split == split]
-        names = [name for file in of_split for name in file.names]
-        if names:
+        if of_split := [file for file in files if file.split == split]:
+            names = [name for file in of_split for name in file.names]
             write_pack(home(root), split, names, (arrays for file in of_split for arrays in _sequences(file)),
                        (LENGTH, 7), progress=progress)
-        counts[split] = len(names)
-    return counts
 
 
 def _files(source: Path) -> list[File]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_linear_bn_weights
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from lab5 import checkpoint
@@ -76,13 +77,11 @@ def convert(path: str | Path, condition: str = "previous", order: str = "hzc", s
     return model.eval()
 
 
-def save(model: CVAE, run: str | Path) -> Path:
-    """Write the weights as those of a new run folder, and return their path. Raises ValueError if it is not empty."""
-    run = Path(run)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+def save(model: CVAE, run: Path) -> None:
+    """Write the weights as those of a new run folder. Raises ValueError if there is something in it."""
+    if run.exists() and any(run.iterdir()):
         raise ValueError(f"{run}: is not empty; choose another folder for the converted weights")
     checkpoint.save(run / "best.safetensors", model, epoch=0)
-    return run / "best.safetensors"
 
 
 def _read(path: Path) -> Any:
@@ -122,16 +121,13 @@ def _config(theirs: Tensors, settings: Mapping, condition: str, skip: str) -> Co
     """Sizes from the shapes, numbers of frames and skips from the settings, the rest as it is by default."""
     g_dim, z_dim = theirs["encoder.c5.0.weight"].shape[0], theirs["posterior.mu_net.weight"].shape[0]
     embeds = {name.split(".")[0]: tensor for name, tensor in theirs.items() if name.endswith(".embed.weight")}
-    widths = {name: embed.shape[1] - g_dim - (name == "frame_predictor") * z_dim for name, embed in embeds.items()}
-    if not {*widths.values()} <= {0, CONDITION}:
-        raise ValueError(f"beside h ({g_dim}) and z ({z_dim}) its inputs are of size {widths}, expected 0 or the "
-                         f"{CONDITION} values of action and position")
+    conditioned = any(embed.shape[1] > g_dim + z_dim * (name == "frame_predictor") for name, embed in embeds.items())
     layers = {name: sum(key.startswith(f"{name}.lstm") for key in theirs) // 4 for name in embeds}
     return Config().replace(
         width=theirs["encoder.c1.0.main.0.weight"].shape[0], g_dim=g_dim, z_dim=z_dim, condition_dim=CONDITION,
         rnn_size=len(embeds["frame_predictor"]), predictor_layers=layers["frame_predictor"],
         posterior_layers=layers["posterior"], prior_layers=layers.get("prior", 1), learned_prior="prior" in layers,
-        condition=condition if any(widths.values()) else "none",
+        condition=condition if conditioned else "none",
         skip=skip or ("latest" if settings.get("last_frame_skip") else "early"),
         **{name: settings[name] for name in ("n_past", "n_future") if name in settings})
 
@@ -143,11 +139,11 @@ def _state_dict(theirs: Tensors, model: CVAE, order: str) -> Tensors:
     if model.embed_condition:                                   # the condition as it is
         ours |= {"embed_condition.weight": torch.eye(CONDITION), "embed_condition.bias": torch.zeros(CONDITION)}
     if "frame_predictor.output.1.weight" in theirs:             # the template's; SVG has no norm there
-        weight, bias, mean, var = (theirs.pop(f"frame_predictor.output.1.{key}")
-                                   for key in ("weight", "bias", "running_mean", "running_var"))
-        scale = weight / (var + 1e-5).sqrt()
-        theirs["frame_predictor.output.0.weight"] *= scale[:, None]
-        theirs["frame_predictor.output.0.bias"] = scale * (theirs["frame_predictor.output.0.bias"] - mean) + bias
+        linear = [f"frame_predictor.output.0.{key}" for key in ("weight", "bias")]
+        mean, var, weight, bias = (theirs.pop(f"frame_predictor.output.1.{key}")
+                                   for key in ("running_mean", "running_var", "weight", "bias"))
+        fused = fuse_linear_bn_weights(*map(theirs.get, linear), mean, var, 1e-5, weight, bias)
+        theirs |= zip(linear, fused, strict=True)
     for key, tensor in theirs.items():
         name = re.sub(r"\.lstm\.(\d+)\.(\w+)$", r".lstm.\2_l\1", key).replace(".output.0.", ".to_g.0.")
         ours[name.replace(".mu_net.", ".to_mu.").replace(".logvar_net.", ".to_logvar.")] = tensor
