@@ -258,7 +258,7 @@ def test_what_is_not_damaged_is_read(kind, tmp_path):
     ("sweep --share long", 2, "--share: invalid float value: 'long'"),
     ("check nowhere", 1, "there is no such folder"), ("pack nowhere", 1, "there is no such folder"),
     ("pack nowhere --to set", 1, "nowhere: cannot be read"),
-    ("convert nowhere.pth", 1, "nowhere.pth: there is no such file"),
+    ("convert nowhere.pth", 1, "nowhere.pth: cannot be read as a zip file of torch.save (FileNotFoundError"),
     ("report --preset smoke --run run --only 99", 1, "no notebook begins with '99'; there are 00_"),
     ("report --preset smoke --run run --pdf --details nowhere.yaml", 1, "nowhere.yaml"),
 ])

@@ -1,6 +1,6 @@
 """Weights of the course's template and of SVG predict here what they predict there, and nothing in a file is ever run.
 
-The networks below are written anew and in any width, with the structure and the state-dict names of the real ones.
+The networks below are written anew and in any width, with the structure and the names of the real ones.
 """
 
 import datetime
@@ -206,13 +206,6 @@ def test_predictions_are_those_of_the_training_script(path, networks, script, op
     torch.testing.assert_close(ours(path, **options), theirs(saved, **script), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"condition": "target"}, {"order": "chz"}, {"skip": "context"}, {"skip": "latest"}],
-                         ids=str)
-def test_what_the_file_does_not_say_matters(path, wrong):
-    written(path, template())
-    assert (ours(path, **wrong) - ours(path)).abs().max() > 1e-4
-
-
 SETTINGS = {"n_past": PAST, "n_future": 5, "last_frame_skip": True}
 
 
@@ -300,17 +293,17 @@ def garbled(path):
 
 
 MISTAKES = {
-    "no file": (lambda path: None, "there is no such file"),
+    "no file": (lambda path: None, "FileNotFoundError"),
     "bare pickle": (lambda path: path.write_bytes(pickle.dumps({"encoder": 1})), "save it again where it was trained"),
     "cut off": (lambda path: path.write_bytes(written(path, template()).read_bytes()[:-9]), "Copy it again"),
     "damaged": (garbled, "does not match its checksum"),
-    "other zip": (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "a"), "not a zip file of torch.save"),
+    "other zip": (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "a"), "cannot be read as a zip file"),
     "tensor": (lambda path: torch.save(torch.zeros(3), path), "is not the template's model (AttributeError"),
     "a network missing": (altered(lambda saved: saved.pop("decoder")), "(KeyError: 'decoder'). What can be converted"),
     "dcgan": (altered(lambda saved: delattr(saved["encoder"], "c4")), "convolutions with a norm, vgg_64's 21"),
     "another width": (altered(lambda saved: saved.update(decoder=vgg_decoder(G, 2 * W))), "size mismatch for decoder."),
     "a layer more": (altered(lambda saved: setattr(saved["decoder"], "extra", nn.Linear(2, 2))), "decoder.extra."),
-    "another condition": (altered(lambda saved: saved.update(frame_predictor=lstm(G + Z + 5))), "size mismatch for frame_pred"),
+    "another condition": (altered(lambda saved: saved.update(frame_predictor=lstm(G + Z + 5))), "size mismatch"),
     "words for frames": (altered(lambda saved: setattr(saved["args"], "n_past", "two")), "n_past"),
 }
 

@@ -86,8 +86,6 @@ def save(model: CVAE, run: Path) -> None:
 
 def _read(path: Path) -> Any:
     """What was saved with torch.save, its objects `Inert`: nothing that the file names is imported or called."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():    # torch does not compare the checksums that it writes
@@ -100,7 +98,7 @@ def _read(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                  # what a damaged zip or pickle raises depends on where it is damaged
         raise CheckpointError(
-            f"{path}: is damaged, or not a zip file of torch.save ({type(error).__name__}: {str(error):.160}). Copy it "
+            f"{path}: cannot be read as a zip file of torch.save ({type(error).__name__}: {str(error):.160}). Copy it "
             "again; if torch before 1.6 wrote it, save it again where it was trained, "
             f"torch.save(torch.load('model.pth', weights_only=False), 'new.pth'). {WAY_OUT}") from error
     raise CheckpointError(f"{path}: names {', '.join(sorted(refused))}, which trained weights do not need; it may be "

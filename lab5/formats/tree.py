@@ -88,9 +88,8 @@ def read_sequence(folder: Path, length: int, condition_dim: int) -> Arrays:
     if missing or others:
         raise DataError(
             f"{folder}: expected {length} frames 0.png, 1.png, ..., and {'both' if tables else 'none'} of "
-            f"{', '.join(TABLES)}, as in most sequences of its split; missing: {', '.join(missing[:5]) or 'none'}; "
-            f"also there: {', '.join(others[:5]) or 'none'}. Rename what has another name (capital letters count), extract "
-            "the sequence again, or remove it")
+            f"{', '.join(TABLES)}, as in most sequences of its split; missing {missing[:5]}, also there {others[:5]}. "
+            "Rename what has another name (capital letters count), extract the sequence again, or remove it")
     columns = [_read_table(folder / table, length, width) for table, width in tables.items()]
     return (np.stack([_read_frame(folder / name) for name in frames]),
             np.hstack([np.empty((length, 0), np.float32), *columns]))
