@@ -103,9 +103,7 @@ def _number(text: str, least: int = 0) -> int:
 
 
 def _setting(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE")
+    name, _, value = text.partition("=")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
