@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -54,7 +53,6 @@ def _add_data_commands(command: Callable) -> None:
     add = command(_pack, "pack a data set into memory maps for fast reading, or Berkeley's TFRecords")
     add("source", type=Path, help="folder that holds processed_data, or folder or tar of softmotion30_44k")
     add("--to", type=Path, metavar="ROOT", help="of TFRecords: folder that gets packed")
-    add("--camera", choices=("aux1", "main"), default="aux1", help="of TFRecords: whose frames (default: aux1)")
     command(_check, "count the sequences and name every problem of a data set and of its packs")("root", type=Path)
 
     add = command(_convert, "make a run folder of a checkpoint of the course's template or of SVG")
@@ -89,15 +87,13 @@ def _add_run_commands(command: Callable) -> None:
     add = command(_sweep, "compare settings, one change at a time, under equal budgets", run)
     add("--choices", choices=("core", "extras", "full"), default="core", help="(default: core)")
     add("--seeds", type=partial(_number, least=1), default=1, help="runs of each option (default: 1)")
-    add("--share", type=_share, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
+    add("--share", type=float, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
 
     add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run, student)
     add("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
     add("--pdf", action="store_true", help="only make the PDF again, and list what a grader would miss")
     add = command(_submit, "zip what is handed in: report, source, notebooks, figures", run, student)
-    add("--to", type=Path, default=Path(), help="folder for the zip (default: this one)")
     add("--weights", action="store_true", help="include the weights")
-    add("--verify", action="store_true", help="unpack the zip and run its workbook with the smoke preset")
 
 
 def _number(text: str, least: int = 0) -> int:
@@ -106,24 +102,16 @@ def _number(text: str, least: int = 0) -> int:
     return int(text)
 
 
-def _share(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
-
-
 def _setting(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE")
-    with suppress(json.JSONDecodeError):
+    name, _, value = text.partition("=")
+    try:
         return name, json.loads(value)
-    return name, value                                          # a word, such as cyclical
+    except json.JSONDecodeError:
+        return name, value                                      # a word, such as cyclical
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve()) if path else ""
+    return str(Path(path).expanduser().absolute()) if path else ""
 
 
 def _open(options: argparse.Namespace, run: str = ""):
@@ -145,8 +133,7 @@ def _pack(options: argparse.Namespace) -> None:
     from lab5.formats import bair, tree
 
     if options.to:
-        counts = bair.import_bair(options.source, options.to, options.camera)
-        print(", ".join(f"{split} {count:,}" for split, count in counts.items()), "sequences")
+        bair.import_bair(options.source, options.to)
     else:
         tree.pack_tree(options.source)
     print(f"packed into {(options.to or options.source) / 'packed'}")
@@ -197,9 +184,11 @@ def _convert(options: argparse.Namespace) -> None:
     from lab5.formats.template import convert, save
 
     source = options.checkpoint
-    converted = convert(source, options.condition, options.order, options.skip)
-    path = save(converted, options.run or source.with_name(f"{source.stem}_lab5"))
-    print(*converted.notes, path, f"lab5 evaluate --run {path.parent.resolve()} --data FOLDER scores it", sep="\n")
+    model = convert(source, options.condition, options.order, options.skip)
+    run, config = options.run or source.with_name(f"{source.stem}_lab5"), model.config
+    save(model, run)
+    print(f"{config.n_past} context frames, {config.n_future} predicted; condition {config.condition}, skips "
+          f"{config.skip}\nlab5 evaluate --run {run.resolve()} --data FOLDER scores it")
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -240,11 +229,8 @@ def _submit(options: argparse.Namespace) -> int:
     lab = _open(options)
     status = _make_pdf(lab, options)
     details = report.find_details(options.details, student_id=options.id, name=options.name)
-    path = submit.submit(lab, details, options.to, options.weights)
+    path = submit.submit(lab, details, Path(), options.weights)
     print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB), read back")
-    if options.verify:
-        submit.verify(path)
-        print("unpacked elsewhere, all of its notebooks run")
     return status
 
 

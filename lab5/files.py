@@ -9,22 +9,15 @@ import ctypes
 import functools
 import hashlib
 import os
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from itertools import islice
 from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import TypeVar
 
 SPLITS = ("train", "validate", "test")          # of a data set
-Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class DataError(ValueError):
@@ -36,16 +29,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"{path}: could not be written ({error.strerror or error}); what was there before is untouched. "
                       "Free some disk space, make the folder writable, or choose another folder") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
 
 def home(root: str | Path) -> Path:
     """The folder that holds ``processed_data`` and ``packed``; `root` may also be ``processed_data`` itself."""
-    root = Path(os.path.abspath(Path(root).expanduser()))       # links are kept: a pack lies beside the link
+    root = Path(root).expanduser().absolute()                   # links are kept: a pack lies beside the link
     return root.parent if root.name == "processed_data" else root
 
 
@@ -70,9 +63,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(task: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None,
-         begin: Callable[[], object] | None = None) -> Iterator[Result]:
-    """Apply `task` to every item in several processes; yields the results as they are finished.
+def each(task: Callable, items: Sequence, workers: int | None = None, begin: Callable | None = None) -> Iterator:
+    """Apply `task` to every item in several processes, which end when this one does; yields the results in order.
 
     Args:
         workers: number of processes; None: one per core; 1: this process alone.
@@ -84,32 +76,23 @@ def each(task: Callable[[Item], Result], items: Sequence[Item], workers: int | N
     if workers < 2:
         yield from map(task, items)
         return
-    waiting = iter(items)
     try:
         with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (begin,)) as pool:      # safe beside CUDA
-            running = {pool.submit(task, item) for item in islice(waiting, workers)}
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-                    running |= {pool.submit(task, item) for item in islice(waiting, 1)}
+            yield from pool.map(task, items)
     except BrokenProcessPool as error:
         raise RuntimeError(f"one of {workers} processes was killed, perhaps because memory ran out. Finished work is "
                            "kept: the same command resumes from it") from error
 
 
-def _begin(begin: Callable[[], object] | None) -> None:
+def _begin(begin: Callable | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if begin:
         begin()
 
 
 def _end_with_parent() -> None:
-    """End this process by SIGTERM when its parent is gone; again after a minute, in case the first was caught."""
-    wait_for([parent_process().sentinel])
-    while True:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
+    parent_process().join()
+    os._exit(1)
 
 
 @functools.cache

@@ -5,18 +5,15 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from lab5.data import DataError, open_pack
 from lab5.formats import bair
-from lab5.formats.bair import crc32c, import_bair
+from lab5.formats.bair import import_bair
 
 LENGTH = 3                                      # frames of a sequence here; Berkeley's have 30
 FILES = {"train/traj_10_to_11": 2, "train/traj_0_to_3": 4, "train/traj_256_to_258": 3, "test/traj_0_to_2": 3}
 SPLITS = {"train": ["train/traj_0_to_3", "train/traj_10_to_11"], "validate": ["train/traj_256_to_258"],
           "test": ["test/traj_0_to_2"]}
-COUNTS = {"train": 6, "validate": 3, "test": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +24,8 @@ def short(monkeypatch):
 
 # ---- an independent writer, from the format's description; TensorFlow's own files were read the same ----
 
-def frame(file, number, t, camera):
-    seed = list(f"{file} {number} {t} {camera}".encode())
+def frame(file, number, t):
+    seed = list(f"{file} {number} {t}".encode())
     return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
@@ -51,34 +48,14 @@ def floats(values):
 def features(file, number, length=LENGTH):
     made = {"0/other": field(3, field(1, b"\x01"))}
     for t in range(length):
-        for camera in ("aux1", "main"):
-            made[f"{t}/image_{camera}/encoded"] = field(1, field(1, frame(file, number, t, camera).tobytes()))
+        made[f"{t}/image_aux1/encoded"] = field(1, field(1, frame(file, number, t).tobytes()))
         made[f"{t}/action"], made[f"{t}/endeffector_pos"] = map(floats, np.split(condition(number, t), [4]))
     return made
 
 
-TABLE = []
-for byte in range(256):
-    for _ in range(8):
-        byte = byte >> 1 ^ 0x82F63B78 * (byte & 1)
-    TABLE.append(byte)
-
-
-def slow_crc32c(data):
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = TABLE[(crc ^ byte) & 255] ^ crc >> 8
-    return crc ^ 0xFFFFFFFF
-
-
-def with_crc(data):
-    crc = slow_crc32c(data)
-    return data + struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2 ** 32)
-
-
 def record(made):
     example = field(1, b"".join(field(1, field(1, name.encode()) + field(2, made[name])) for name in sorted(made)))
-    return with_crc(struct.pack("<Q", len(example))) + with_crc(example)
+    return struct.pack("<Q", len(example)) + b"sum1" + example + b"sum2"         # the checksums are not compared
 
 
 def write(folder, files, length=LENGTH):
@@ -101,43 +78,43 @@ def tar(berkeley):
     return berkeley / "softmotion30_44k.tar"
 
 
-def assert_whole(root, camera="aux1"):
+def assert_whole(root):
     for split, files in SPLITS.items():
         pack = open_pack(root, split)
         where = [(file, number) for file in files for number in range(FILES[file])]
         assert pack.names == [f"{file.split('/')[1]}.tfrecords/{number}" for file, number in where]
         for index, (file, number) in enumerate(where):
-            np.testing.assert_array_equal(pack.frames[index], [frame(file, number, t, camera) for t in range(LENGTH)])
+            np.testing.assert_array_equal(pack.frames[index], [frame(file, number, t) for t in range(LENGTH)])
             np.testing.assert_array_equal(pack.conditions[index], [condition(number, t) for t in range(LENGTH)])
         assert not pack.simulated
 
 
-@pytest.mark.parametrize("camera", ["aux1", "main"])
-def test_a_folder_and_a_tar_hold_what_was_recorded(berkeley, tar, tmp_path, camera):
+def test_a_folder_and_a_tar_hold_what_was_recorded(berkeley, tar, tmp_path):
     for source in (berkeley, berkeley / "softmotion30_44k", tar):
-        assert import_bair(source, tmp_path, camera, progress=False) == COUNTS
-        assert_whole(tmp_path, camera)
+        import_bair(source, tmp_path, progress=False)
+        assert_whole(tmp_path)
 
 
 def test_berkeleys_own_sequences_have_thirty_frames(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert bair.VALIDATE == "traj_256_to_511.tfrecords"
     write(tmp_path, {"test/traj_0_to_0": 1}, length=30)
-    assert import_bair(tmp_path, tmp_path / "bair", progress=False) == {"train": 0, "validate": 0, "test": 1}
+    import_bair(tmp_path, tmp_path / "bair", progress=False)
     assert open_pack(tmp_path / "bair", "test").frames.shape == (1, 30, 64, 64, 3)
+    assert not (tmp_path / "bair/packed/train").exists()
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"1/image_aux1/encoded": b""}, "1/image_aux1/encoded holds 0 values of 0 bytes, expected one of 12288"),
-    ({"1/image_aux1/encoded": field(1, field(1, b"\x89PNG"))}, "holds 1 values of 4 bytes"),
-    ({"1/image_aux1/encoded": field(1, field(1, bytes(12288)) * 2)}, "holds 2 values of 24576 bytes"),
-    ({"1/action": field(1, field(1, bytes(16)))}, "1/action holds"),
-    ({"1/action": floats([1, 2, 3])}, "1/action holds 1 values of 12 bytes, expected one of 16"),
+    ({"1/image_aux1/encoded": b""}, "cannot reshape array of size 0"),
+    ({"1/image_aux1/encoded": field(1, field(1, b"\x89PNG"))}, "cannot reshape array of size 4"),
+    ({"1/action": floats([1, 2, 3])}, r"cannot reshape array of size 3 into shape \(4,\)"),
     ({"0/endeffector_pos": floats([1, float("nan"), 3])}, "NaN or infinity"),
+    ({"1/action": b"\x08\x01"}, "not a tf.train.Example"),
+    ({"1/action": None}, "KeyError: b'1/action'"),
 ])
 def test_a_record_that_lacks_something_is_refused(tmp_path, changes, says):
     made = [features("test/traj_0_to_2", number) for number in range(3)]
-    made[1] |= changes
+    made[1] = {name: value for name, value in (made[1] | changes).items() if value is not None}
     path = write(tmp_path, {"test/traj_0_to_2": 0}) / "softmotion30_44k/test/traj_0_to_2.tfrecords"
     path.write_bytes(b"".join(map(record, made)))
     with pytest.raises(DataError, match=f"traj_0_to_2.tfrecords: record 1: .*{says}.*download the file again"):
@@ -145,16 +122,14 @@ def test_a_record_that_lacks_something_is_refused(tmp_path, changes, says):
     assert not (tmp_path / "bair/packed/test").exists()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.floats(0, 1), near=st.integers(0, 40), at_seam=st.booleans(), cut=st.booleans())
-def test_a_flipped_bit_and_a_cut_are_refused_wherever_they_are(berkeley, tmp_path, place, near, at_seam, cut):
+@pytest.mark.parametrize("end", [0, 5, 12, 1000, -20, -1, "a record more", "a record less"])
+def test_a_file_that_is_cut_off_or_holds_another_number_of_records_is_refused(berkeley, tmp_path, end):
     whole = (berkeley / "softmotion30_44k/test/traj_0_to_2.tfrecords").read_bytes()
-    byte = len(whole) // 3 + near - 20 if at_seam else int(place * (len(whole) - 1))      # at the end of record 0
-    damaged = bytearray(whole)
-    damaged[byte] ^= 1 << near % 8
-    (tmp_path / "test").mkdir(exist_ok=True)
-    (tmp_path / "test/traj_0_to_2.tfrecords").write_bytes(whole[:byte] if cut else damaged)
-    with pytest.raises(DataError, match="traj_0_to_2.tfrecords: record [0-2]: .*download the file again"):
+    size = len(whole) // 3
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/traj_0_to_2.tfrecords").write_bytes(
+        {"a record more": whole + whole[:size], "a record less": whole[:-size]}.get(end) or whole[:end])
+    with pytest.raises(DataError, match="traj_0_to_2.tfrecords: record [0-2]: .*holds 3 records.*download the file"):
         import_bair(tmp_path, tmp_path / "bair", progress=False)
 
 
@@ -171,12 +146,3 @@ def test_what_is_no_source_is_refused_in_words(berkeley, tar, tmp_path):
     (tmp_path / "bair/processed_data").mkdir(parents=True)
     with pytest.raises(DataError, match="already holds a data set, processed_data; choose another folder"):
         import_bair(berkeley, tmp_path / "bair", progress=False)
-
-
-def test_the_checksum_is_that_of_the_standard():
-    """RFC 3720, appendix B.4, and a byte at a time."""
-    assert crc32c(bytes(32)) == 0x8A9136AA and crc32c(b"\xff" * 32) == 0x62A8AB43
-    assert crc32c(bytes(range(32))) == 0x46DD794E and crc32c(b"123456789") == 0xE3069283
-    for length in (0, 1, 3, 4, 63, 64, 65, 1000, 20_001):
-        data = np.random.default_rng(length).bytes(length)
-        assert crc32c(data) == slow_crc32c(data)

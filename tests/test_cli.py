@@ -54,7 +54,7 @@ def test_train_begins_with_the_weights_of_another_run(tiny_root, tmp_path, capsy
     assert Config.load(tmp_path / "b" / "config.json").lr == 0.0005
 
 
-@pytest.mark.parametrize("arguments", [["train", "--set", "lr"], ["sweep", "--share", "2"], ["watch"], []])
+@pytest.mark.parametrize("arguments", [["train", "--preset", "slow"], ["watch"], []])
 def test_wrong_arguments_end_with_status_2(arguments):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)

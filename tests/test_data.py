@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-import zlib
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,14 +16,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 
 from lab5 import data
 from lab5.config import preset
 from lab5.data import DataError, Windows, evaluation_loader, open_pack, training_loader
 from lab5.files import SPLITS
-from lab5.formats import packing
 from lab5.formats.layout import write_sequence
 from lab5.formats.tree import check, open_or_pack, pack_tree, sequences
 
@@ -75,9 +72,7 @@ def test_sequences_come_in_numeric_order_from_either_level_and_what_is_missing_i
     for name in sorted(names):
         (tmp_path / "processed_data/test" / name).mkdir(parents=True)
     for root in (tmp_path, tmp_path / "processed_data"):
-        assert ["/".join(path.parts[-2:]) for path in sequences(root, "test")] == names
-    with pytest.raises(DataError, match=r"processed_data/valid: .*: test, train, validate.*lab5 simulate"):
-        sequences(lab, "valid")
+        assert sequences(root, "test") == {name: tmp_path / "processed_data/test" / name for name in names}
     with pytest.raises(DataError, match=r"no such folder.*processed_data/test.*lab5 simulate") as refusal:
         open_or_pack(tmp_path / "nowhere", "test")
     assert check(tmp_path / "nowhere")[1][2] == str(refusal.value)
@@ -124,29 +119,23 @@ def test_what_systems_leave_in_folders_is_ignored(lab):
     assert check(lab, progress=False) == ([f"{split}: {expected}" for split in SPLITS], [])
 
 
-@pytest.mark.parametrize("kind, rename, says, count", [
-    ("png", lambda path: path.with_suffix(".jpg"), "holds no frames 0.png.*it holds 0.jpg, 1.jpg", 3),
-    ("png", lambda path: path.with_suffix(".PNG"), "holds no frames 0.png.*it holds 0.PNG, 1.PNG", 3),
-    ("csv", lambda path: path.with_name(path.name.title()), "holds the tables Actions.Csv, End.*expected act", 12),
-    ("csv", lambda path: path.with_suffix(".csv.txt"), "holds the tables actions.csv.txt.*expected act", 12)])
-def test_files_by_other_names_are_named_and_never_make_a_set_action_free(lab, kind, rename, says, count):
+@pytest.mark.parametrize("kind, rename, says", [
+    ("png", lambda path: path.with_suffix(".jpg"), r"missing \['0.png'\], also there \['0.jpg', '1.jpg'"),
+    ("png", lambda path: path.with_suffix(".PNG"), r"missing \['0.png'\], also there \['0.PNG', '1.PNG'"),
+    ("csv", lambda path: path.with_name(path.name.title()), r"missing \[\], also there \['Actions.Csv', 'End"),
+    ("csv", lambda path: path.with_suffix(".csv.txt"), r"missing \[\], also there \['actions.csv.txt', 'end")])
+def test_files_by_other_names_are_named_and_never_make_a_set_action_free(lab, kind, rename, says):
     for path in list(lab.rglob(f"*.{kind}")):
         path.rename(rename(path))
-    lines, problems = check(lab, progress=False)
-    assert len(problems) == count and "without actions and positions" in lines[0]
-    with pytest.raises(DataError, match=f"{SHARD}/0: {says}.*capital letters count") as refusal:
+    problems = check(lab, progress=False)[1]
+    assert len(problems) == 12
+    with pytest.raises(DataError, match=f"{SHARD}/0: expected .*actions.csv.*{says}.*capital letters") as refusal:
         pack_tree(lab, progress=False)
     assert str(refusal.value) == problems[0]
 
 
 def picture(mode, size=(64, 64), kind="PNG"):
     return lambda folder: Image.new(mode, size).save(folder / "2.png", kind)
-
-
-def sixteen_bits(folder):
-    whole = bytearray((folder / "2.png").read_bytes())
-    whole[24], whole[29:33] = 16, zlib.crc32(whole[12:24] + b"\x10" + whole[25:29]).to_bytes(4, "big")
-    (folder / "2.png").write_bytes(whole)
 
 
 def edit(table, change):
@@ -163,27 +152,20 @@ def flip(path, offset):
 
 
 DAMAGES = {                                     # what is done to sequence 0 of train, and what is said of which path
-    "frame missing": (lambda f: (f / "3.png").unlink(), "", "0.png to 4.png.*missing: 3.png; also there: none"),
-    "last frame missing": (lambda f: (f / "4.png").unlink(), "", "missing: 4.png"),
-    "frame too many": (lambda f: shutil.copy(f / "0.png", f / "5.png"), "", "missing: none; also there: 5.png"),
-    "frame misnamed": (lambda f: (f / "3.png").rename(f / "3.PNG"), "", "missing: 3.png; also there: 3.PNG"),
-    "wrong size": (picture("RGB", (128, 96)), "/2.png", "is 128x96 RGB, expected 64x64 RGB of 8 bits"),
-    "grey": (picture("L"), "/2.png", "64x64 L, expected 64x64 RGB"),
-    "16 bits": (sixteen_bits, "/2.png", "64x64 RGB;16B, expected 64x64 RGB of 8 bits"),
+    "frame missing": (lambda f: (f / "3.png").unlink(), "", r"5 frames .*missing \['3.png'\], also there \[\]"),
+    "frame too many": (lambda f: shutil.copy(f / "0.png", f / "5.png"), "", r"missing \[\], also there \['5.png'\]"),
+    "frame misnamed": (lambda f: (f / "3.png").rename(f / "3.PNG"), "", r"missing \['3.png'\], also there \['3.PNG'\]"),
+    "wrong size": (picture("RGB", (128, 96)), "/2.png", r"64x64 RGB.*its shape is \(96, 128, 3\)"),
+    "grey": (picture("L"), "/2.png", r"its shape is \(64, 64\)"),
     "flipped bit": (lambda f: flip(f / "2.png", 300), "/2.png", "cannot be read as a PNG"),
-    "truncated": (lambda f: os.truncate(f / "2.png", 200), "/2.png", "cannot be read as a PNG"),
-    "a JPEG": (picture("RGB", kind="JPEG"), "/2.png", "cannot be read as a PNG"),
-    "one table": (lambda f: (f / ACTIONS).unlink(), "", "holds the tables endeffector_positions.csv, expected"),
-    "no tables": (lambda f: [path.unlink() for path in f.glob("*.csv")], "", "holds the tables none, expected"),
-    "short table": (edit(ACTIONS, lambda rows: rows[:-1]), "/actions.csv", r"5 rows of 4.*\(4, 4\)"),
+    "one table": (lambda f: (f / ACTIONS).unlink(), "", r"both of actions.csv, endeff.*missing \['actions.csv'\]"),
+    "no tables": (lambda f: [path.unlink() for path in f.glob("*.csv")], "", r"missing \['actions.csv', 'endeffector"),
     "torn table": (lambda f: os.truncate(f / ACTIONS, 40), "/actions.csv", "5 rows of 4"),
     "text in a table": (edit(ACTIONS, lambda rows: ["a,b,c,d", *rows[1:]]), "/actions.csv", "no header .*'a'"),
     "NaN": (edit(ACTIONS, lambda rows: [*rows[:4], "1,2,nan,4"]), "/actions.csv", "1 numbers not finite"),
     "overflow": (edit(ACTIONS, lambda rows: ["1,2,3,4e39", *rows[1:]]), "/actions.csv", "1 numbers not finite"),
-    "underscore": (edit(ACTIONS, lambda rows: ["1_0,2,3,4", *rows[1:]]), "/actions.csv", "'1_0'"),
-    "duplicate": (lambda f: shutil.copytree(f, f.with_name("00")), "0", "has the same number as .*/0;"),
     "not a sequence": (lambda f: f.with_name("0 copy").mkdir(), " copy", "is not a sequence"),
-    "dangling link": (lambda f: (shutil.rmtree(f), f.symlink_to("gone")), "", "is a link to nothing"),
+    "dangling link": (lambda f: (shutil.rmtree(f), f.symlink_to("gone")), "", "cannot be read .No such file"),
     "empty split": (lambda f: shutil.rmtree(f.parent), "/../..", "holds no sequences"),
 }
 
@@ -199,21 +181,18 @@ def test_check_finds_each_kind_of_damage_and_packing_refuses_it(lab, damage):
     assert str(refusal.value) == problem and not list(lab.glob("packed/.*"))
 
 
-def test_check_reports_all_damage_at_once_and_names_what_it_cannot_read(lab, monkeypatch):
+def test_check_reports_all_damage_at_once(lab):
     for number, name in enumerate(("frame missing", "grey", "NaN")):
         DAMAGES[name][0](first_sequence(lab).with_name(str(number)))
-    monkeypatch.setattr(os, "listdir", lambda f, names=os.listdir: names("gone" if "test/" in str(f) else f))
-    *damaged, unreadable = (problem.removeprefix(f"{lab}/processed_data/") for problem in check(lab, progress=False)[1])
-    assert [problem.partition(": ")[0] for problem in damaged] == [
-        f"train/{SHARD}/0", f"train/{SHARD}/1/2.png", f"train/{SHARD}/2/{ACTIONS}"]
-    assert unreadable.startswith(f"test/{SHARD}: cannot be read (No such file or directory)")
+    problems = [problem.removeprefix(f"{lab}/processed_data/train/{SHARD}/") for problem in check(lab, False)[1]]
+    assert [problem.partition(": ")[0] for problem in problems] == ["0", "1/2.png", f"2/{ACTIONS}"]
 
 
 CHANGES = {
     "frame": (lambda root: Image.fromarray(frames_of(9)[0]).save(first_sequence(root) / "0.png"), "was changed or"),
     "number": (lambda root: (first_sequence(root) / ACTIONS).write_text("9,9,9,9\n" * 5), "was changed or added"),
     "renamed": (lambda root: first_sequence(root).rename(first_sequence(root).with_name("9")), "was changed or added"),
-    "removed": (lambda root: shutil.rmtree(first_sequence(root)), "has 4 sequences, the tree 3"),
+    "removed": (lambda root: shutil.rmtree(first_sequence(root)), f"holds {SHARD}/0, which the tree does not"),
     "bit of the frames": (lambda root: flip(root / "packed/train/frames.npy", -50_000), "frames.npy.*SHA-256"),
     "bit of the conditions": (lambda root: flip(root / "packed/train/conditions.npy", -1), "conditions.npy.*SHA-256"),
 }
@@ -275,15 +254,6 @@ def test_killed_at_any_moment_the_next_calls_end_with_the_same_bytes_and_one_of_
     printed = [each.communicate()[1] for each in [process() for _ in range(3)]]
     assert content(root) == whole and not list(root.glob("packed/.*"))
     assert ["packing test: 100%" in text for text in sorted(printed)] == [False, False, True], printed
-
-
-def test_who_waits_for_another_process_that_packs_leaves_its_work_alone(lab, monkeypatch):
-    (work := lab / "packed/.test.tmp/new").mkdir(parents=True)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    monkeypatch.setattr(packing, "FileLock", lambda path: FileLock(path, timeout=0))            # gives up at once
-    with FileLock(lab / "packed/test.lock"), pytest.raises(DataError):
-        open_or_pack(lab, "test", progress=False)
-    assert work.exists()
 
 
 def test_a_disk_without_room_is_refused_before_and_while_writing_and_leaves_nothing_half(lab, tmp_path, monkeypatch):
@@ -371,7 +341,7 @@ def test_real_bair_sequences_are_read_as_they_are(bair_root, tmp_path):
     for short in svg.rglob("[78]"):                             # these have 16 frames
         shutil.rmtree(short)
     for root, count, columns in ((lab, 1, 7), (svg, 7, 0)):
-        pack, folders = open_or_pack(root, "test", progress=False), sequences(root, "test")
+        pack, folders = open_or_pack(root, "test", progress=False), sequences(root, "test").values()
         assert (pack.frames.shape, pack.conditions.shape) == ((count, 30, 64, 64, 3), (count, 30, columns))
         pictures = [[np.array(Image.open(folder / f"{t}.png")) for t in range(30)] for folder in folders]
         np.testing.assert_array_equal(pack.frames, pictures)

@@ -24,7 +24,6 @@ def write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray, num
     for t, frame in enumerate(frames):
         Image.fromarray(frame).save(aside / f"{t}.png", compress_level=1)
     if conditions.shape[1]:
-        ends = np.cumsum(list(TABLES.values()))[:-1]
-        for table, columns in zip(TABLES, np.split(conditions, ends, axis=1), strict=True):
+        for table, columns in zip(TABLES, np.split(conditions, [4], axis=1), strict=True):
             np.savetxt(aside / table, columns, fmt=number, delimiter=",")
     os.replace(aside, folder)

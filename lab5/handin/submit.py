@@ -1,10 +1,6 @@
 """What is handed in: one zip with the report, the source, the executed notebooks and the figures, read back."""
 
-import os
 import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -61,14 +57,3 @@ def _members(lab: Run, weights: bool) -> Iterator[tuple[str, Path]]:
     for pattern in (*RESULTS, *["best.safetensors"] * weights):
         for path in sorted(lab.folder.glob(pattern)):
             yield f"results/{path.relative_to(lab.folder).as_posix()}", path
-
-
-def verify(path: Path) -> None:
-    """Unpack the zip and run its whole workbook with the smoke preset. Raises RuntimeError where that fails."""
-    with tempfile.TemporaryDirectory() as folder, ZipFile(path) as archive:
-        archive.extractall(folder)
-        root, = Path(folder).iterdir()
-        result = subprocess.run([sys.executable, "-m", "lab5.cli", "report", "--preset", "smoke"], cwd=root,
-                                env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{path}: the workbook in it does not run:\n{result.stderr[-2000:]}")
