@@ -62,11 +62,13 @@ def _execute(notebook: Path, target: Path, parameters: dict[str, str]) -> None:
 
 def _show_epochs(run: Path, bar: tqdm) -> None:
     """Show on the bar, once per second until it is closed, how far the newest training is."""
+    begun = time.time()
     while not bar.disable:
         time.sleep(1)
         with suppress(OSError, ValueError):                     # of a history that is being replaced, of no history
             newest = max(run.rglob("history.jsonl"), key=lambda path: path.stat().st_mtime)
-            bar.set_postfix_str(f"{newest.parent.name}: {len(newest.read_text().splitlines())} epochs")
+            if newest.stat().st_mtime > begun:
+                bar.set_postfix_str(f"{newest.parent.name}: epoch {len(newest.read_text().splitlines())}")
 
 
 def build_pdf(lab: Run, details: Details) -> tuple[str, bool]:
