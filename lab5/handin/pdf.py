@@ -10,7 +10,7 @@ import pypandoc
 import typst
 import yaml
 from fontTools.ttLib import TTFont, TTLibError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from lab5.files import write_atomically, write_text
 from lab5.workbook.run import PROJECT
