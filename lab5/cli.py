@@ -67,14 +67,10 @@ def _add_data_commands(command: Callable) -> None:
 
 
 def _add_run_commands(command: Callable) -> None:
-    run, student = (argparse.ArgumentParser(add_help=False) for _ in range(2))
+    run = argparse.ArgumentParser(add_help=False)
     run.add_argument("--preset", choices=PRESETS, default="quick")
     run.add_argument("--run", default="", type=_absolute, help="run folder (default: runs/PRESET in the project)")
     run.add_argument("--data", default="", type=_absolute, help="data set's folder (default: the simulated robot)")
-    student.add_argument("--id", default="", help="student id, for the title page and the zip's name")
-    student.add_argument("--name", default="", help="student's name")
-    student.add_argument("--details", type=Path, metavar="YAML",
-                         help="file with student_id, name, language (en or zh), discussion (default: report.yaml)")
 
     add = command(_train, "train, or resume the run in the folder (several processes: torchrun -m -- lab5.cli)", run)
     add("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[], type=_setting,
@@ -89,10 +85,10 @@ def _add_run_commands(command: Callable) -> None:
     add("--seeds", type=partial(_number, least=1), default=1, help="runs of each option (default: 1)")
     add("--share", type=float, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
 
-    add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run, student)
+    add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run)
     add("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
     add("--pdf", action="store_true", help="only make the PDF again, and list what a grader would miss")
-    add = command(_submit, "zip what is handed in: report, source, notebooks, figures", run, student)
+    add = command(_submit, "zip what is handed in: report, source, notebooks, figures", run)
     add("--weights", action="store_true", help="include the weights")
 
 
@@ -201,35 +197,37 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from lab5.handin.pdf import Details
     from lab5.handin.report import run_report, summary
 
+    details = Details.load()                                    # an error in it is told before anything is computed
     if options.pdf:
-        return _make_pdf(_open(options), options)
+        return _make_pdf(_open(options), details)
     lab = run_report(options.preset, options.run, options.data, options.only)
     if options.only:
         print(f"executed notebooks: {lab.folder / 'notebooks'}")
         return 0
-    _make_pdf(lab, options)
+    _make_pdf(lab, details)
     print(summary(lab))
     return 0
 
 
-def _make_pdf(lab, options: argparse.Namespace) -> int:
+def _make_pdf(lab, details) -> int:
     """Make the PDF and print the rubric; returns 1 where something is missing."""
-    from lab5.handin import report, rubric
+    from lab5.handin.report import build_pdf
 
-    items, pages = report.build_pdf(lab, report.find_details(options.details, student_id=options.id, name=options.name))
-    print(rubric.as_text(items, pages))
-    return not all(item.ok for item in items)
+    text, complete = build_pdf(lab, details)
+    print(text)
+    return not complete
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from lab5.handin import report, submit
+    from lab5.handin.pdf import Details
+    from lab5.handin.submit import submit
 
-    lab = _open(options)
-    status = _make_pdf(lab, options)
-    details = report.find_details(options.details, student_id=options.id, name=options.name)
-    path = submit.submit(lab, details, Path(), options.weights)
+    lab, details = _open(options), Details.load()
+    status = _make_pdf(lab, details)
+    path = submit(lab, details, Path(), options.weights)
     print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB), read back")
     return status
 

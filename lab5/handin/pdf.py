@@ -2,20 +2,43 @@
 
 import json
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
+from typing import Literal
 
 import pypandoc
 import typst
+import yaml
 from fontTools.ttLib import TTFont, TTLibError
+from pydantic import BaseModel
 
 from lab5.files import write_atomically, write_text
-from lab5.handin.document import Chapter, Details
+from lab5.workbook.run import PROJECT
 
 TEMPLATE = Path(__file__).with_name("report.typ")
 MARKDOWN = "commonmark+attributes+implicit_figures+pipe_tables+raw_attribute+smart+tex_math_dollars"
 COVER = "/figures/06_strip.pdf"                 # the title page's picture
-TITLE_ZH = "深度學習實驗五以條件式變分自編碼器預測影片號姓名日期目錄"
 FIRST_CJK = 0x2E80                              # the embedded fonts have no glyphs from here on
+
+
+class Details(BaseModel, frozen=True, extra="forbid"):
+    """What only the student knows: the title page, and their own words for the discussion."""
+
+    student_id: str = ""
+    name: str = ""
+    language: Literal["en", "zh"] = "en"        # of the title page
+    discussion: str = ""                        # Markdown
+
+    @classmethod
+    def load(cls, path: Path = PROJECT / "report.yaml") -> "Details":
+        """Read the file; without one, all is empty. Raises ValueError on what is wrong in it or cannot be printed."""
+        try:                                                    # all values as texts, so that an id keeps its zeros
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            details = cls.model_validate(yaml.load(text, yaml.BaseLoader) or {})
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{path}: {error}\nThe keys are {', '.join(cls.model_fields)}; each has a text") from error
+        find_fonts(details)
+        return details
 
 
 def find_fonts(details: Details) -> list[str]:
@@ -23,7 +46,9 @@ def find_fonts(details: Details) -> list[str]:
 
     Raises ValueError where no installed font has them, which says what to install: nothing is to print as boxes.
     """
-    text = details.name + details.student_id + details.discussion + TITLE_ZH * (details.language == "zh")
+    text = details.name + details.student_id + details.discussion
+    if details.language == "zh":
+        text += TEMPLATE.read_text(encoding="utf-8")            # the title page's words are in it
     characters = {ord(character) for character in text if ord(character) >= FIRST_CJK}
     if not characters:
         return []
@@ -33,33 +58,23 @@ def find_fonts(details: Details) -> list[str]:
             if characters <= set(TTFont(font.path, fontNumber=font.index, lazy=True).getBestCmap() or ()):
                 return [font.family]
     raise ValueError(
-        f"no installed font has all of {''.join(map(chr, sorted(characters)[:8]))}, which the report's name, id, "
-        "discussion or language needs; the PDF would show boxes. Install one, e.g. `apt-get install fonts-noto-cjk` "
-        "(Debian, Ubuntu), `dnf install google-noto-sans-cjk-fonts` (Fedora), or without administrator's rights put "
-        "a Noto Sans CJK .otf into ~/.local/share/fonts (Linux) or ~/Library/Fonts (macOS)")
+        f"no installed font has all of {''.join(map(chr, sorted(characters)[:8]))}, which report.yaml needs; the PDF "
+        "would show boxes. Install one, e.g. `apt-get install fonts-noto-cjk`, or put a Noto Sans CJK .otf into "
+        "~/.local/share/fonts (Linux) or ~/Library/Fonts (macOS)")
 
 
-def build(run: Path, chapters: list[Chapter], details: Details, facts: dict[str, str], appendices: str) -> dict:
-    """Write ``RUN/report.pdf``; returns the page of every label. Equal input gives equal bytes.
+def build(run: Path, text: str, details: Details, headline: str) -> dict[str, int]:
+    """Write ``RUN/report.pdf`` of a Markdown text; returns the page of every label. Equal input gives equal bytes.
 
-    `facts` are "headline", a sentence for the title page, and "date"; `appendices` is Markdown.
-    Raises ValueError where a figure that the text shows is not in ``RUN/figures``, and what `find_fonts` raises.
+    `headline` is a sentence for the title page. Raises what `find_fonts` raises, and RuntimeError that names a figure
+    which is not in ``RUN/figures``, or what pandoc or Typst cannot set.
     """
-    for label in (label for chapter in chapters for label in chapter.labels if label.startswith("figure-")):
-        if not (path := run / "figures" / f"{label.removeprefix('figure-')}.pdf").exists():
-            raise ValueError(f"{path} is missing; `lab5 report` draws it")
-    facts = {**details.model_dump(), **facts, "fonts": find_fonts(details),
-             "cover": COVER if (run / COVER[1:]).exists() else None}
+    facts = {**details.model_dump(), "headline": headline, "date": date.today().isoformat(),
+             "fonts": find_fonts(details), "cover": COVER if (run / COVER[1:]).exists() else None}
     main = run / "report" / TEMPLATE.name
     write_text(main, TEMPLATE.read_text(encoding="utf-8"))
     write_text(main.with_name("facts.json"), json.dumps(facts, ensure_ascii=False))
-    text = [chapter.text for chapter in chapters]
-    text += [f"# The author's discussion {{#own-words}}\n\n{details.discussion}"] * bool(details.discussion.strip())
-    body = pypandoc.convert_text("\n\n".join([*text, appendices]), "typst", MARKDOWN,
-                                 extra_args=["--fail-if-warnings", "--wrap=preserve"])
+    body = pypandoc.convert_text(text, "typst", MARKDOWN, extra_args=["--fail-if-warnings", "--wrap=preserve"])
     write_text(main.with_name("body.typ"), body.replace("dot.circle", "dot.o"))      # a symbol that Typst has renamed
-    compiled, warnings = typst.Compiler(main, root=run).compile_with_warnings()
-    if warnings:
-        raise RuntimeError(f"{main}: Typst warns: {'; '.join(sorted({warning.message for warning in warnings}))}")
-    write_atomically(run / "report.pdf", lambda path: path.write_bytes(compiled))
+    write_atomically(run / "report.pdf", lambda path: typst.compile(main, path, root=run, format="pdf"))
     return dict(json.loads(typst.query(main, "<places>", root=run, field="value", one=True)))

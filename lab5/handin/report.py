@@ -1,24 +1,18 @@
 """The whole workbook as one batch job: every notebook through papermill into a run folder, and the PDF of them."""
 
-import json
 import threading
 import time
 from contextlib import suppress
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import papermill
 from tqdm.auto import tqdm
 
 from lab5.evaluation import Evaluation, evaluate
-from lab5.files import write_text
-from lab5.handin import pdf
-from lab5.handin.document import Details, read_chapter
-from lab5.handin.rubric import Item, as_markdown, check, describe
-from lab5.training import read_history
+from lab5.handin.document import read_chapter
+from lab5.handin.pdf import Details, build
+from lab5.handin.rubric import check, describe
 from lab5.workbook.run import PROJECT, RECORDED, Run, open_run
-from lab5.workbook.show import table
 
 NOTEBOOKS = PROJECT / "notebooks"
 
@@ -47,11 +41,8 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
     with tqdm(notebooks, unit="notebook") as bar:
         threading.Thread(target=_show_epochs, args=(lab.folder, bar), daemon=True).start()
         for notebook in bar:
-            bar.set_postfix_str("")
             bar.set_description(notebook.stem)
             _execute(notebook, lab.folder / "notebooks" / notebook.name, parameters)
-    provenance = {**lab.facts(), "typst": version("typst"), "date": date.today().isoformat()}
-    write_text(lab.folder / "provenance.json", json.dumps(provenance, indent=2) + "\n")
     return lab
 
 
@@ -70,41 +61,23 @@ def _execute(notebook: Path, target: Path, parameters: dict[str, str]) -> None:
 
 
 def _show_epochs(run: Path, bar: tqdm) -> None:
-    """Show on the bar, once per second until it is closed, the newest epoch of a training."""
-    newest = time.time()
+    """Show on the bar, once per second until it is closed, how far the newest training is."""
+    begun = time.time()
     while not bar.disable:
         time.sleep(1)
-        with suppress(OSError, ValueError):                     # of a history that is being replaced just now
-            for path in run.rglob("history.jsonl"):
-                if path.stat().st_mtime > newest:
-                    newest = path.stat().st_mtime
-                    bar.set_postfix_str(f"{path.parent.name}: epoch {len(read_history(path.parent))}")
+        with suppress(OSError, ValueError):                     # of a history that is being replaced, of no history
+            newest = max(run.rglob("history.jsonl"), key=lambda path: path.stat().st_mtime)
+            if newest.stat().st_mtime > begun:
+                bar.set_postfix_str(f"{newest.parent.name}: epoch {len(newest.read_text().splitlines())}")
 
 
-def find_details(path: Path | None, **given: str) -> Details:
-    """The details of a ``report.yaml``, replaced by those given. Raises ValueError where no font can print them."""
-    default = PROJECT / "report.yaml"
-    details = Details.load(path or default) if path or default.exists() else Details()
-    details = details.model_copy(update={name: value for name, value in given.items() if value})
-    pdf.find_fonts(details)
-    return details
-
-
-def build_pdf(lab: Run, details: Details) -> tuple[list[Item], dict[str, int]]:
-    """Write ``RUN/report.pdf``; returns the rubric and each label's page. Raises ValueError if a part is missing."""
+def build_pdf(lab: Run, details: Details) -> tuple[str, bool]:
+    """Write ``RUN/report.pdf``; returns what `rubric.check` does. Raises ValueError if a notebook was not executed."""
     chapters = [read_chapter(lab.folder / "notebooks" / path.name) for path in find_notebooks()]
-    if not (path := lab.folder / "provenance.json").exists():
-        raise ValueError(f"{path} is missing; `lab5 report` writes it after the last notebook")
-    facts, items = json.loads(path.read_text(encoding="utf-8")), check(lab, chapters, details)
-    headline = (f"{describe(lab, lab.evaluation())}; run {lab.folder.name}, configuration {lab.config.hash}, seed "
-                f"{lab.config.seed}. The picture shows a test sequence and its prediction.")
-    appendices = "\n\n".join([
-        "# Where the results come from {#provenance}",
-        "Every figure and every number of this report was computed by the code that is handed in with it. Results of a "
-        "recorded run are marked as such, with their machine; all others come from one run:",
-        table("Fact", "Value", rows=[(name, f"`{value or 'unknown'}`") for name, value in facts.items()]),
-        "# The assignment, point by point {#rubric}", as_markdown(items)])
-    return items, pdf.build(lab.folder, chapters, details, {"headline": headline, "date": facts["date"]}, appendices)
+    if details.discussion.strip():
+        chapters.append(f"# The author's discussion {{#own-words}}\n\n{details.discussion}")
+    text = "\n\n".join(chapters)
+    return check(lab, text, details, pages=build(lab.folder, text, details, describe(lab, lab.evaluation())))
 
 
 def demo() -> str:
