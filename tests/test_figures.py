@@ -35,20 +35,18 @@ SCORES = {name: values.mean(axis=1) for name, values in CURVES.items()}
 EFFECTS = [{"group": group, "setting": setting, "gain": gain, "half": half} for group, setting, gain, half in (
     ("KL", "monotonic", None, 0.0), ("KL", "cyclical", -0.8, 0.3), ("rate", "1e-3", 0.2, 0.25),
     ("rate", "1e-2", 0.1, np.nan))]
-CONDITION = RNG.normal(0, 0.1, (T, 7))
 
 FIGURES = {
-    "training_curves": lambda: figures.training_curves(HISTORY, baseline=17.9, title="a run"),
+    "training_curves": lambda: figures.training_curves(HISTORY, baseline=17.9),
     "training_curves, an epoch": lambda: figures.training_curves(HISTORY[:1]),
     "strip": lambda: figures.strip({"truth": video(), "prediction": video()}, n_past=N_PAST,
-                                   psnr=np.linspace(25, 20, 10), title="sequence 0"),
+                                   psnr=np.linspace(25, 20, 10)),
     "strip of 30": lambda: figures.strip({"truth": video(30)}, n_past=N_PAST, psnr=np.linspace(25, 20, 28)),
     "psnr_over_time": lambda: figures.psnr_over_time(CURVES, n_past=N_PAST),
     "psnr_distribution": lambda: figures.psnr_distribution(SCORES),
     "psnr_distribution, wide": lambda: figures.psnr_distribution({"all": np.linspace(8, 50, 9)}),
     "schedules": lambda: figures.schedules({"up": np.linspace(0, 1, 9), "flat": np.ones(9), "off": np.zeros(9)}),
     "effects": lambda: figures.effects(EFFECTS),
-    "conditions": lambda: figures.conditions(CONDITION),
     **draw["DRAWINGS"],
 }
 every_figure = pytest.mark.parametrize("name", FIGURES)
@@ -193,11 +191,6 @@ def test_a_strip_numbers_its_frames_and_gives_the_scores_below_them():
 
 def test_a_strip_of_known_frames_has_no_marks():
     assert not {"context", "predicted"} & words(figures.strip({"truth": video()}, n_past=T))
-
-
-def test_conditions_are_drawn_over_their_frames():
-    panels = figures.conditions(CONDITION).axes
-    np.testing.assert_allclose(np.stack([drawn.get_ydata() for axes in panels for drawn in axes.lines], 1), CONDITION)
 
 
 def test_training_has_the_posterior_and_the_losses_and_generation_the_prior_and_the_feedback():

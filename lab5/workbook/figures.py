@@ -56,7 +56,7 @@ def _figure(height: float) -> Figure:
 # Curves --------------------------------------------------------------------------------------------------
 
 @styled
-def training_curves(history: list[dict], *, baseline: float | None = None, title: str = "") -> Figure:
+def training_curves(history: list[dict], *, baseline: float | None = None) -> Figure:
     """The graded plot: losses on the left axis (logarithmic), KL weight and teacher forcing dashed on the right
     one, and above them, over the same epochs, the validation PSNR as dots.
 
@@ -81,7 +81,6 @@ def training_curves(history: list[dict], *, baseline: float | None = None, title
     for axes, side in ((scores, 0), (losses, 0), (ratios, 1)):
         axes.legend(loc=("lower left", "lower right")[side], bbox_to_anchor=(side, 1), ncols=2, labelcolor="linecolor")
 
-    figure.suptitle(title, x=0.01, ha="left", size=8, weight="bold")
     best = f"best {np.nanmax(psnr):.2f} dB, epoch {epochs[np.nanargmax(psnr)]:.0f}" if np.isfinite(psnr).any() else (
         "not scored yet")
     scores.set_title(best, loc="right", weight="normal", size=7.5, pad=3)
@@ -156,22 +155,18 @@ def psnr_distribution(values: dict[str, np.ndarray]) -> Figure:
 @styled
 def schedules(curves: dict[str, np.ndarray], *, ylabel: str = "weight") -> Figure:
     """Schedules side by side. `curves`: name -> (K,) values at K points from the run's start to its end."""
-    columns = min(len(curves), 4)
-    rows = -(-len(curves) // columns)
-    figure = _figure(0.4 + 1.25 * rows)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure = _figure(1.65)
+    grid = figure.subplots(1, len(curves), sharex=True, sharey=True, squeeze=False)
     for axes, (name, values), colour in zip(grid.flat, curves.items(), cycle(CYCLE), strict=False):
         axes.plot(np.linspace(0, 1, len(values)), values, color=colour)
         axes.set(title=name, xlim=(-0.02, 1.02), xticks=(0, 0.5, 1))
-    for axes in grid.flat[len(curves):]:
-        axes.set_visible(False)
     figure.supxlabel("progress of the run", size=7.5)
     figure.supylabel(ylabel, size=7.5)
     return figure
 
 
 @styled
-def effects(rows: list[dict], *, xlabel: str = "gain over the reference [dB]") -> Figure:
+def effects(rows: list[dict]) -> Figure:
     """A forest plot: what every setting gains over the reference, with its interval, under the heading of its group.
 
     A full dot is a gain or a loss whose interval excludes zero; a hollow one may be chance. `rows`: records with
@@ -182,7 +177,7 @@ def effects(rows: list[dict], *, xlabel: str = "gain over the reference [dB]") -
     figure = _figure(0.17 * len(lines) + 0.5)
     axes = figure.subplots()
     axes.axvline(0, color=INK, lw=0.8, ls=(0, (4, 2)), zorder=1)
-    axes.set(ylim=(len(lines) - 0.4, -0.6), xlabel=xlabel)
+    axes.set(ylim=(len(lines) - 0.4, -0.6), xlabel="gain over the reference [dB]")
     axes.set_yticks(range(len(lines)), [line if isinstance(line, str) else line["setting"] for line in lines], size=7.5)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines.left.set_visible(False)
@@ -206,7 +201,7 @@ def effects(rows: list[dict], *, xlabel: str = "gain over the reference [dB]") -
 # Frames --------------------------------------------------------------------------------------------------
 
 @styled
-def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None = None, title: str = "") -> Figure:
+def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None = None) -> Figure:
     """Frames side by side, one labelled row per video; borders tell context from predicted frames, if there are both.
 
     `rows`: name -> uint8 (T, H, W, C), all of one shape; `psnr`: (T - n_past,) dB of the predicted frames, written
@@ -231,7 +226,6 @@ def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None =
     for name, (first, colour) in kinds.items():
         axes.annotate(name, (GAP - 0.5 + pitch_x * first, -0.5), (0, 12), textcoords="offset points", color=colour,
                       size=7)
-    axes.set_title(title, pad=26)
     if psnr is not None:
         scores = [*[""] * n_past, *(f"{score:.1f}" for score in psnr)]
         below = axes.secondary_xaxis("bottom")
@@ -249,21 +243,6 @@ def _fit(figure: Figure) -> Figure:
     figure.draw_without_rendering()
     figure.set_figheight(figure.axes[0].get_tightbbox().height / figure.dpi + 0.16)
     figure.draw_without_rendering()                             # the layout begins from the last one
-    return figure
-
-
-@styled
-def conditions(condition: np.ndarray) -> Figure:
-    """The `condition` (T, 7) of a sequence over its frames: movement x and y, lift, grip; position x, y, z."""
-    rows = (("movement [m]", ("x", "y")), ("command", ("lift", "grip")), ("position [m]", ("x", "y", "z")))
-    columns, figure = iter(condition.T), _figure(3)
-    for axes, (ylabel, names) in zip(figure.subplots(len(rows), 1, sharex=True), rows, strict=True):
-        for name, colour in zip(names, CYCLE, strict=False):
-            axes.plot(next(columns), color=colour, label=name)
-        axes.set_ylabel(ylabel)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelcolor="linecolor")
-    axes.set_xlabel("frame")
-    figure.align_ylabels()
     return figure
 
 

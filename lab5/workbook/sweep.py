@@ -104,10 +104,9 @@ class Sweep:
         """
         gain = result.prior_sample - (other or self.reference).prior_sample
         spread, freedom = self.noise
-        half = float("nan")                                     # one seed, of which a file keeps only the average
         if freedom:
             half = stats.t.ppf(0.975, freedom) * spread * np.sqrt(2 / len(gain))
-        elif gain.size > 1:
+        else:                                                   # NaN where a file keeps only the average
             half = stats.t.ppf(0.975, gain.size - 1) * stats.sem(gain[0])
         return float(gain.mean()), float(half)
 
