@@ -234,7 +234,7 @@ def test_pictures_hold_the_pixels_inside_a_border_that_tells_context_from_predic
 
 @pytest.mark.parametrize("panels, complaint", [
     ({"p": np.zeros((T, 16, 16, 3))}, "p: is float64 of shape"),
-    ({"a": video(), "b": video(5)}, r"b: is uint8 of shape \(5, 16, 16, 3\), and the first video's is \(12, 16, 16, 3\)"),
+    ({"a": video(), "b": video(5)}, r"b: is .* shape \(5, 16, 16, 3\), and the first video's is \(12, 16, 16, 3\)"),
     ({"p": video()[0]}, r"p: is uint8 of shape \(16, 16, 3\).*expected uint8 \(T, H, W, C\)"),
     ({"p": video(channels=2)}, "with 1 or 3 channels"),
 ])

@@ -13,7 +13,7 @@ from lab5.evaluation import predict
 from lab5.metrics import psnr
 from lab5.robot.simulator import REACH, Robot, sequence_rng
 from lab5.workbook.run import SIMULATION_SEED, Run, as_pictures
-from lab5.workbook.widgets import Curve, Stage, button, stack
+from lab5.workbook.widgets import Curve, Stage, button
 
 ACTION = 4                                      # numbers of a condition that are the action; the rest is the position
 LONGEST = 28                                    # steps of a drive
@@ -106,7 +106,7 @@ class Drive:
         self.reset = button("reset", functools.partial(self.take_back, everything=True), "back to the context frames")
         pad = ipywidgets.GridBox(self.steps, layout={"grid_template_columns": "repeat(3, 3.4em)"})
         rest = ipywidgets.VBox([self.lift, self.grip, ipywidgets.HBox([self.undo, self.reset])])
-        self.widget = stack(self.stage, ipywidgets.HBox([pad, rest]), self.words, self.curve)
+        self.widget = ipywidgets.VBox([self.stage, ipywidgets.HBox([pad, rest]), self.words, self.curve])
 
     def step(self, down: int, right: int) -> None:
         """Take one step as far as possible in a direction of the picture, lifting and gripping as the boxes say."""

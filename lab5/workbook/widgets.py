@@ -36,15 +36,11 @@ STYLE = """<style>
 def show(widget: ipywidgets.Widget, still: Figure, alt: str) -> None:
     """Show a still figure, which every export keeps, and under it the widget, or a line of text without a front end."""
     display(Image(data=figures.render(still, "png"), width=round(96 * still.get_figwidth() * 1.15), alt=alt))
-    display({**widget._repr_mimebundle_(), "text/plain": NO_FRONT_END}, raw=True)
+    styled = ipywidgets.VBox([ipywidgets.HTML(STYLE), widget]).add_class("lab5")
+    display({**styled._repr_mimebundle_(), "text/plain": NO_FRONT_END}, raw=True)
 
 
 # Parts ---------------------------------------------------------------------------------------------------
-
-def stack(*children: ipywidgets.Widget) -> ipywidgets.VBox:
-    """Widgets one above the other, in the workbook's look."""
-    return ipywidgets.VBox([ipywidgets.HTML(STYLE), *children]).add_class("lab5")
-
 
 class Stage(ipywidgets.HBox):
     """Frames side by side, each under its name; a border tells context from predicted frames."""
@@ -86,29 +82,29 @@ def watch(controls: Sequence[ipywidgets.Widget], answer: Callable[[], None]) -> 
         control.observe(lambda change: answer(), names="value")
 
 
-class Player:
-    """A play button and a slider over the frames of a window; the arrow keys move it too."""
-
-    def __init__(self, length: int) -> None:
-        self.slider = ipywidgets.IntSlider(0, 0, length - 1, description="frame", layout={"width": "24em"})
-        self.play = ipywidgets.Play(min=0, max=length - 1, interval=250, repeat=True)
-        ipywidgets.jslink((self.play, "value"), (self.slider, "value"))
-        self.row = ipywidgets.HBox([self.play, self.slider])
-
-
 class Videos:
-    """Videos side by side to be played: uint8 (T, H, W, C), the first `n_past` frames context."""
+    """Videos side by side to be played, or stepped through with the arrow keys.
+
+    `videos`: name -> uint8 (T, H, W, C), the first `n_past` frames context.
+    """
 
     def __init__(self, videos: dict[str, np.ndarray], n_past: int) -> None:
-        self.videos, self.n_past = videos, n_past
-        self.player, self.stage = Player(len(next(iter(videos.values())))), Stage(tuple(videos))
-        watch([self.player.slider], self.draw)
-        self.widget = stack(self.stage, self.player.row)
+        self.n_past, self.stage, last = n_past, Stage(tuple(videos)), len(next(iter(videos.values()))) - 1
+        self.slider = ipywidgets.IntSlider(0, 0, last, description="frame", layout={"width": "24em"})
+        play = ipywidgets.Play(min=0, max=last, interval=250, repeat=True)
+        ipywidgets.jslink((play, "value"), (self.slider, "value"))
+        watch([self.slider], self.draw)
+        self.widget = ipywidgets.VBox([self.stage, ipywidgets.HBox([play, self.slider])])
+        self.show(videos)
+
+    def show(self, videos: dict[str, np.ndarray]) -> None:
+        """Show other videos of the same names and length."""
+        self.videos = videos
         self.draw()
 
     def draw(self) -> None:
         """Show the frames at the slider."""
-        t = self.player.slider.value
+        t = self.slider.value
         self.stage.show({name: video[t] for name, video in self.videos.items()}, t >= self.n_past)
 
 
@@ -146,32 +142,23 @@ class StepThrough:
         self.model, self.pack, order = lab.model(), lab.pack("test"), np.argsort(scores, kind="stable")
         places = {"worst": order[0], "median": order[(len(order) - 1) // 2], "best": order[-1]}
         self.number = ipywidgets.BoundedIntText(index, 0, len(scores) - 1, description="sequence")
-        self.mode = ipywidgets.Dropdown(options=MODES, description="predicted by")
+        self.mode = ipywidgets.Dropdown(options=MODES, description="mode")
         self.sample = ipywidgets.BoundedIntText(0, 0, 99, description="sample")
-        self.player, self.stage = Player(self.model.config.length), Stage(("truth", "prediction", "|difference|"))
-        self.curve, self.words = Curve(), ipywidgets.HTML()
-        watch([self.number, self.mode, self.sample], self.predict)
-        watch([self.player.slider], self.draw)
         buttons = [button(name, lambda place=int(place): setattr(self.number, "value", place))
                    for name, place in places.items()]
-        self.widget = stack(ipywidgets.HBox([self.number, *buttons]), ipywidgets.HBox([self.mode, self.sample]),
-                            self.stage, self.player.row, self.words, self.curve)
-        self.predict()
+        self.curve = Curve()
+        self.videos = Videos(self.predict(), self.model.config.n_past)
+        watch([self.number, self.mode, self.sample], lambda: self.videos.show(self.predict()))
+        self.widget = ipywidgets.VBox([ipywidgets.HBox([self.number, *buttons]),
+                                       ipywidgets.HBox([self.mode, self.sample]), self.videos.widget, self.curve])
 
-    def predict(self) -> None:
-        """Predict what the controls ask for."""
-        index, mode, n_past = self.number.value, self.mode.value, self.model.config.n_past
-        self.truth = as_pictures(Windows(self.pack, self.model.config.length)[index].frames[:, 0])
-        self.video, self.scores = future(self.model, self.pack, index, mode, self.sample.value)
+    def predict(self) -> dict[str, np.ndarray]:
+        """The videos that the controls ask for, and their PSNR as a curve."""
+        index, mode, config = self.number.value, self.mode.value, self.model.config
+        truth = np.asarray(self.pack.frames[index, :config.length])
+        video, scores = future(self.model, self.pack, index, mode, self.sample.value)
         graded = future(self.model, self.pack, index, MODES[0])[1]
-        self.curve.show({"graded sample": graded, f"{mode} {self.sample.value}": self.scores}, n_past)
-        self.draw()
-
-    def draw(self) -> None:
-        """Show the frame at the slider."""
-        t, n_past = self.player.slider.value, self.model.config.n_past
-        difference = np.abs(self.truth[t].astype(np.int16) - self.video[t]).astype(np.uint8)
-        self.stage.show({"truth": self.truth[t], "prediction": self.video[t], "|difference|": difference}, t >= n_past)
-        so_far = self.scores[:max(t - n_past + 1, 0)]
-        self.words.value = f"frame {t}: " + (f"predicted, {so_far[-1]:.1f} dB; average so far {so_far.mean():.2f} dB"
-                                             if len(so_far) else "context")
+        self.curve.show({f"{name}, average {values.mean():.2f} dB": values for name, values in (
+            ("graded sample", graded), ("this prediction", scores))}, config.n_past)
+        return {"truth": truth, "prediction": video,
+                "|difference|": np.abs(truth.astype(np.int16) - video).astype(np.uint8)}
