@@ -44,7 +44,6 @@ FIGURES = {
     "strip of 30": lambda: figures.strip({"truth": video(30)}, n_past=N_PAST, psnr=np.linspace(25, 20, 28)),
     "psnr_over_time": lambda: figures.psnr_over_time(CURVES, n_past=N_PAST),
     "psnr_distribution": lambda: figures.psnr_distribution(SCORES),
-    "psnr_distribution, wide": lambda: figures.psnr_distribution({"all": np.linspace(8, 50, 9)}),
     "schedules": lambda: figures.schedules({"up": np.linspace(0, 1, 9), "flat": np.ones(9), "off": np.zeros(9)}),
     "effects": lambda: figures.effects(EFFECTS),
     **draw["DRAWINGS"],

@@ -10,7 +10,6 @@ import nbformat
 import pytest
 import torch
 from conftest import weights
-from jupyter_client.manager import start_new_kernel
 
 from lab5.config import preset
 from lab5.handin.report import find_notebooks
@@ -88,43 +87,6 @@ def test_the_button_ends_the_run_after_an_epoch_and_the_next_call_resumes(lab, s
         view.button.click()
         assert len(lab.train(view, progress=False)) == len(history) + 1
     assert "validation PSNR" in shown[2][0].alt                 # the curves so far are shown at once
-
-
-CELL = """
-import time
-from pathlib import Path
-from lab5.workbook import live
-from lab5.workbook.run import open_run
-
-with live.View(open_run("smoke", str(Path("nowhere").absolute()))) as view:
-    end = time.monotonic() + 20
-    while time.monotonic() < end and not view.stopping.is_set():
-        time.sleep(0.02)                                        # as busy as a training
-    print("heard:", view.stopping.is_set())
-"""
-
-
-def test_a_click_is_heard_while_the_cell_runs(tmp_path):
-    """Messages as JupyterLab sends them: a click on a subshell of the kernel, whose main thread is busy."""
-    manager, client = start_new_kernel(cwd=str(tmp_path))
-    try:
-        client.control_channel.send(client.session.msg("create_subshell_request", {}))
-        subshell = client.get_control_msg(timeout=30)["content"]["subshell_id"]
-        client.execute(CELL)
-        printed = ""
-        while not printed:
-            message = client.get_iopub_msg(timeout=60)
-            if WIDGET in message["content"].get("data", {}):
-                comm = message["content"]["data"][WIDGET]["model_id"]
-                click = client.session.msg("comm_msg", {"comm_id": comm, "data": {
-                    "method": "custom", "content": {"event": "click"}}})
-                click["header"]["subshell_id"] = subshell
-                client.shell_channel.send(click)
-            printed = message["content"].get("text", "")
-        assert printed == "heard: True\n"
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
 
 
 def test_after_a_stop_the_training_notebook_shows_what_is_there_and_trains_no_further(tiny_root, tmp_path):
