@@ -35,23 +35,17 @@ SCORES = {name: values.mean(axis=1) for name, values in CURVES.items()}
 EFFECTS = [{"group": group, "setting": setting, "gain": gain, "half": half} for group, setting, gain, half in (
     ("KL", "monotonic", None, 0.0), ("KL", "cyclical", -0.8, 0.3), ("rate", "1e-3", 0.2, 0.25),
     ("rate", "1e-2", 0.1, np.nan))]
-CONDITION = RNG.normal(0, 0.1, (T, 7))
 
 FIGURES = {
-    "training_curves": lambda: figures.training_curves(HISTORY, baseline=17.9, title="a run"),
+    "training_curves": lambda: figures.training_curves(HISTORY, baseline=17.9),
     "training_curves, an epoch": lambda: figures.training_curves(HISTORY[:1]),
-    "learning_curves": lambda: figures.learning_curves(HISTORY),
     "strip": lambda: figures.strip({"truth": video(), "prediction": video()}, n_past=N_PAST,
-                                   psnr=np.linspace(25, 20, 10), title="sequence 0"),
+                                   psnr=np.linspace(25, 20, 10)),
     "strip of 30": lambda: figures.strip({"truth": video(30)}, n_past=N_PAST, psnr=np.linspace(25, 20, 28)),
     "psnr_over_time": lambda: figures.psnr_over_time(CURVES, n_past=N_PAST),
     "psnr_distribution": lambda: figures.psnr_distribution(SCORES),
-    "psnr_distribution, wide": lambda: figures.psnr_distribution({"all": np.linspace(8, 50, 9)}),
     "schedules": lambda: figures.schedules({"up": np.linspace(0, 1, 9), "flat": np.ones(9), "off": np.zeros(9)}),
-    "uncertainty": lambda: figures.uncertainty(np.stack([video(), video()]), video(), n_past=N_PAST),
     "effects": lambda: figures.effects(EFFECTS),
-    "conditions": lambda: figures.conditions(CONDITION, video()),
-    "frame_grid": lambda: figures.frame_grid(video(10), [f"frame {n}" for n in range(10)]),
     **draw["DRAWINGS"],
 }
 every_figure = pytest.mark.parametrize("name", FIGURES)
@@ -126,12 +120,6 @@ def test_training_curves_begin_with_the_first_epoch(history):
     assert figure.axes[1].lines[0].get_marker() == "o"          # a lone point would be no line
 
 
-def test_learning_curves_show_loss_rate_and_throughput():
-    for axes, values in zip(figures.learning_curves(HISTORY).axes, ([r["loss"] for r in HISTORY], 1.0, 20.0),
-                            strict=True):
-        np.testing.assert_allclose(axes.lines[0].get_ydata(), values)
-
-
 def test_psnr_over_time_draws_the_mean_and_its_95_percent_band():
     axes, = figures.psnr_over_time(CURVES, n_past=N_PAST).axes
     for (name, values), band in zip(CURVES.items(), axes.collections, strict=True):
@@ -152,7 +140,7 @@ def test_psnr_distribution_shows_every_sequence_the_mean_and_the_grades():
         half = 1.96 * scores.std(ddof=1) / np.sqrt(len(scores))
         assert f"{scores.mean():.2f} ± {half:.2f} dB" in words(figure)
     upright = {drawn.get_xdata()[0] for drawn in axes.lines if list(drawn.get_ydata()) == [0, 1]}
-    assert upright == {threshold for threshold, _ in GRADES} and {"50", "100", *SCORES} <= words(figure)
+    assert upright == {threshold for threshold, _ in GRADES} and set(SCORES) <= words(figure)
 
 
 def test_schedules_run_from_the_start_to_the_end():
@@ -204,34 +192,6 @@ def test_a_strip_of_known_frames_has_no_marks():
     assert not {"context", "predicted"} & words(figures.strip({"truth": video()}, n_past=T))
 
 
-def test_uncertainty_is_the_standard_deviation_over_samples():
-    truth = video()
-    samples = np.stack([truth, truth, truth])
-    samples[:, 5, 3, 4] = [[100, 100, 100], [110, 110, 110], [120, 120, 120]]
-    pixels = shown(figures.uncertainty(samples, truth, n_past=N_PAST, steps=[1, 5, 7]).axes[0])
-    corner = np.array([figures.GAP + figures.BORDER, PITCH + figures.GAP + figures.BORDER])     # frame 5 is the second
-    magma = matplotlib.colormaps["magma"]
-    mean, heat = (pixels[y:y + 16, x:x + 16] for y, x in (corner + (row * PITCH, 0) for row in (1, 2)))
-    assert mean[3, 4].tolist() == [110, 110, 110]
-    assert heat[3, 4].tolist() == list(magma(1.0, bytes=True)[:3])
-    heat[3, 4] = magma(0.0, bytes=True)[:3]
-    assert (heat == magma(0.0, bytes=True)[:3]).all()
-
-
-def test_conditions_put_the_curves_under_their_frames():
-    top, *panels = figures.conditions(CONDITION, video()).axes
-    np.testing.assert_allclose(np.stack([drawn.get_ydata() for axes in panels for drawn in axes.lines], 1), CONDITION)
-    assert len(top.images) == T and np.mean(top.images[3].get_extent()[:2]) == 3
-    assert all(axes.get_xlim() == top.get_xlim() for axes in panels)
-
-
-def test_a_grid_holds_every_frame_under_its_label():
-    frames = video(5)
-    grid = figures.frame_grid(frames, list("abcde"), columns=3).axes
-    assert len(grid) == 6 and "".join(axes.get_title() for axes in grid) == "abcde"
-    assert all((shown(axes) == frame).all() for axes, frame in zip(grid, frames, strict=False))
-
-
 def test_training_has_the_posterior_and_the_losses_and_generation_the_prior_and_the_feedback():
     training, generation = (words(draw["DRAWINGS"][f"03_{mode}"]()) for mode in ("training", "generation"))
     assert {"frame predictor LSTM", "$z_t$", "$c_t$", "skips of the last context frame"} <= training & generation
@@ -241,7 +201,7 @@ def test_training_has_the_posterior_and_the_losses_and_generation_the_prior_and_
 
 # Files ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["training_curves", "uncertainty", "03_training"])
+@pytest.mark.parametrize("name", ["training_curves", "strip", "03_training"])
 def test_saving_again_gives_the_same_bytes_at_200_dots_per_inch(name, tmp_path):
     figure = FIGURES[name]()
     first, second = (figures.save(figure, tmp_path / folder, "figure") for folder in "ab")
@@ -254,10 +214,10 @@ def test_saving_again_gives_the_same_bytes_at_200_dots_per_inch(name, tmp_path):
 
 def test_a_gif_has_every_frame_even_where_nothing_moves(tmp_path):
     panels = dict.fromkeys(("truth", "prediction"), np.repeat(video(1), T, axis=0))
-    path, again = (figures.gif(tmp_path / name / "still.gif", panels, n_past=N_PAST, scale=2, milliseconds=120)
+    path, again = (figures.gif(tmp_path / name / "still.gif", panels, n_past=N_PAST, scale=2)
                    for name in "ab")
     facts = iio.immeta(path)
-    assert len(iio.imread(path, index=None)) == T and facts["duration"] == 120 and facts["loop"] == 0
+    assert len(iio.imread(path, index=None)) == T and facts["duration"] == 250 and facts["loop"] == 0
     assert path.read_bytes() == again.read_bytes()
 
 
@@ -272,11 +232,10 @@ def test_pictures_hold_the_pixels_inside_a_border_that_tells_context_from_predic
 
 
 @pytest.mark.parametrize("panels, complaint", [
-    ({"p": np.zeros((T, 16, 16, 3))}, "p: is float64; frames must be a uint8"),
-    ({"a": video(), "b": video(5)}, r"b: has shape \(5, 16, 16, 3\), and a has \(12, 16, 16, 3\)"),
-    ({"p": video()[0]}, r"p: has shape \(16, 16, 3\).*expected \(T, H, W, C\)"),
+    ({"p": np.zeros((T, 16, 16, 3))}, "p: is float64 of shape"),
+    ({"a": video(), "b": video(5)}, r"b: is .* shape \(5, 16, 16, 3\), and the first video's is \(12, 16, 16, 3\)"),
+    ({"p": video()[0]}, r"p: is uint8 of shape \(16, 16, 3\).*expected uint8 \(T, H, W, C\)"),
     ({"p": video(channels=2)}, "with 1 or 3 channels"),
-    ({}, "no video to show"),
 ])
 def test_what_is_no_uint8_video_is_refused_by_name(panels, complaint, tmp_path):
     with pytest.raises(ValueError, match=complaint):
@@ -284,8 +243,3 @@ def test_what_is_no_uint8_video_is_refused_by_name(panels, complaint, tmp_path):
     with pytest.raises(ValueError, match=complaint):
         figures.gif(tmp_path / "x.gif", panels, n_past=N_PAST)
     assert not (tmp_path / "x.gif").exists()
-
-
-def test_scores_must_be_those_of_the_predicted_frames():
-    with pytest.raises(ValueError, match="psnr has 12 values for 10 predicted frames"):
-        figures.strip({"truth": video()}, n_past=N_PAST, psnr=np.zeros(12))

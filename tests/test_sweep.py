@@ -91,16 +91,6 @@ def test_a_table_that_was_written_says_what_the_sweep_said(swept, tmp_path):
     assert again.facts["sequences"] == "6" and again.facts["data"] == lab.pack("test").data_sha
     assert [line.split(" | ")[:2] for line in again.table().splitlines()[2:]] == [
         line.split(" | ")[:2] for line in made.table().splitlines()[2:]]
-    assert list(again.groups()) == list(GROUPS)
-
-
-@pytest.mark.parametrize("content", ["", "choice,option\n", "choice,option\nKL,none\n",
-                                     "torn\x00", ",".join(sweep.COLUMNS) + "\na,b,0,1,x,6,twenty,20,0,1,d,m\n"])
-def test_a_damaged_table_is_named(tmp_path, content):
-    path = tmp_path / "sweep.csv"
-    path.write_text(content)
-    with pytest.raises(ValueError, match="sweep.csv: not a table"):
-        sweep.Sweep.read(path)
 
 
 @pytest.mark.parametrize("choices", ["full", "extras"])
@@ -128,29 +118,3 @@ def test_every_option_of_every_sweep_is_a_configuration():
         for options in groups.values():
             for changes in options.values():
                 preset("quick", **changes)
-
-
-def test_a_variant_that_diverges_is_named_in_the_table_and_the_others_are_compared(tiny_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "each", lambda task, items, *_: map(task, items))          # in this process
-    lab = Run(preset("smoke", precision="float32"), tmp_path / "run", tiny_root)
-    groups = {"Learning rate": {"0.001": {}, "0.002": {"lr": 2e-3}, "wild": {"lr": 1e6}}}
-    swept = sweep.sweep(lab, groups, share=0.5, seeds=2)
-    rows = [line.strip("| ").split(" | ") for line in swept.table().splitlines()[2:]]
-    assert [cells[1:3] for cells in rows][2] == ["wild", "diverged in 2 of 2 runs"]
-    assert "reference" in rows[0] and "dB" in rows[1][4]
-    wild = swept.results[2]
-    assert all("Diverged" not in note and "lr=500000" in note for note in (
-        (run.folder / "diverged.txt").read_text() for run in wild.runs))
-    assert [row["setting"] for row in swept.effects()] == ["0.001", "0.002"]
-    before = {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*.*")}
-    assert sweep.sweep(lab, groups, share=0.5, seeds=2).table() == swept.table()
-    assert {path: path.stat().st_mtime_ns for path in lab.folder.rglob("*.*")} == before
-    swept.write(tmp_path / "sweep.csv")
-    again = sweep.Sweep.read(tmp_path / "sweep.csv")
-    assert again.results[2].diverged == 2 and "diverged in 2 of 2 runs" in again.table()
-
-
-def test_where_the_reference_diverged_there_is_nothing_to_compare_with():
-    lost = np.full((1, 4), np.nan)
-    with pytest.raises(ValueError, match="reference run has diverged.*lower lr"):
-        swept_by(lost, np.ones((1, 4))).table()

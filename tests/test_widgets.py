@@ -1,6 +1,5 @@
 """The widgets answer their controls, show what was computed, and leave a still figure where there is no front end."""
 
-import dataclasses
 import io
 
 import imageio.v3 as iio
@@ -47,31 +46,29 @@ def press(widget, name: str) -> None:
 
 # A prediction --------------------------------------------------------------------------------------------
 
-def test_the_player_shows_what_was_scored(player, graded):
+def test_the_player_shows_what_was_scored(lab, graded):
     """Every frame's PSNR is the evaluation's, for the graded sample and for the prior mean."""
-    for mode, protocol in (("sample", "prior_sample"), ("mean", "prior_mean")):
+    for mode, protocol in (("prior sample", "prior_sample"), ("prior mean", "prior_mean")):
         for index in range(4):
-            assert player.futures.of(index, mode, 0, False)[1] == pytest.approx(graded[protocol][index], abs=0.05)
+            scores = widgets.future(lab.model(), lab.pack("test"), index, mode)[1]
+            assert scores == pytest.approx(graded[protocol][index], abs=0.05)
 
 
-def test_the_slider_changes_the_pictures_the_words_and_the_cursor(player):
-    start = player.curve.value
-    assert player.words.value == "frame 0: context"
-    player.player.slider.value = 7
-    video, scores = player.futures.of(1, "sample", 0, False)
-    truth, prediction = shown(player.stage, "truth"), shown(player.stage, "prediction")
-    assert (prediction == video[7]).all() and (shown(player.stage, "|difference|") == np.abs(truth - prediction)).all()
-    assert player.words.value == f"frame 7: predicted, {scores[5]:.1f} dB; average so far {scores[:6].mean():.2f} dB"
-    assert player.curve.value != start
+def test_the_slider_changes_the_pictures(player):
+    player.videos.slider.value = 7
+    truth, prediction = (shown(player.videos.stage, name) for name in ("truth", "prediction"))
+    assert (prediction == player.videos.videos["prediction"][7]).all()
+    assert (shown(player.videos.stage, "|difference|") == np.abs(truth - prediction)).all()
 
 
 def test_each_choice_shows_another_future(player):
-    player.player.slider.value = 11
-    found = [shown(player.stage, "prediction")]
-    for control, value in ((player.number, 2), (player.forced, True), (player.mode, "posterior")):
+    player.videos.slider.value = 11
+    found = [(shown(player.videos.stage, "prediction"), player.curve.value)]
+    for control, value in ((player.number, 2), (player.mode, "teacher forcing"), (player.sample, 1),
+                           (player.mode, "posterior")):
         control.value = value
-        found.append(shown(player.stage, "prediction"))
-    assert all((a != b).any() for a, b in zip(found, found[1:], strict=False))
+        found.append((shown(player.videos.stage, "prediction"), player.curve.value))
+    assert all((a != b).any() and one != other for (a, one), (b, other) in zip(found, found[1:], strict=False))
 
 
 def test_best_and_worst_are_found_by_their_score(player, graded):
@@ -81,59 +78,23 @@ def test_best_and_worst_are_found_by_their_score(player, graded):
         assert player.number.value == order[place]
 
 
-def test_a_line_beyond_the_cursor_is_faint_and_values_that_are_no_numbers_are_left_out():
-    for cursor, expected in ((0, (2, 1)), (1, (2, 1)), (2, (2, 2)), (None, (2, 2))):
-        whole = widgets.curve({"a": np.array([1.0, np.nan, 3.0])}, np.arange(3), (0, 4), "", cursor=cursor)
-        faint, solid = (part.split('"')[1].split() for part in whole.split("<polyline ")[1:])
-        assert (len(faint), len(solid)) == expected and "nan" not in whole
-
-
 def test_videos_are_played_frame_by_frame():
     videos = {name: np.random.default_rng(seed).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
               for seed, name in enumerate("ab")}
     played = widgets.Videos(videos, n_past=2)
     for t in (4, 1):
-        played.player.slider.value = t
+        played.slider.value = t
         assert all((shown(played.stage, name) == video[t]).all() for name, video in videos.items())
-
-
-# The latent space, schedules -----------------------------------------------------------------------------
-
-def test_a_turned_number_changes_what_is_shown_and_zero_does_not(lab):
-    knob = widgets.Latent(lab, 0)
-    ordered = [knob.effects[which] for _, which in knob.which.options]
-    assert ordered == sorted(knob.effects, reverse=True) and len(ordered) == lab.config.z_dim
-    knob.turn.value = 0
-    assert (shown(knob.stage, "z turned") == shown(knob.stage, "z = mean")).all()
-    assert (knob.of(int(knob.effects.argmax()), 4.0) != knob.of(0, 0.0)).any()
-
-
-def test_mean_and_deviation_are_those_of_so_many_samples(lab):
-    knob = widgets.Latent(lab, 0)
-    knob.count.value, knob.player.slider.value = 3, 4
-    some = knob.samples[:3, 4].astype(float)
-    assert (shown(knob.spread, "mean of samples") == some.mean(axis=0).round()).all()
-    assert f"3 samples deviate by {some.std(axis=0).mean():.2f}" in knob.words.value
-
-
-def test_schedules_answer_and_name_the_command(lab):
-    board = widgets.Schedules(lab.config)
-    before = board.curve.value
-    board.kind.value, board.cycles.value = "cyclical", 5
-    assert board.curve.value != before
-    assert board.words.value == "<code>lab5 train --preset smoke --set kl_schedule=cyclical --set kl_cycles=5</code>"
-    board.shares["tf_hold"].value, board.shares["tf_end"].value, board.shares["kl_ramp"].value = 1.0, 0.0, 0.0
-    assert "nan" not in board.curve.value                       # settings that make no sense
 
 
 # Driving -------------------------------------------------------------------------------------------------
 
 def test_the_simulated_robot_repeats_the_sequence_under_its_actions(lab):
     wheel = Drive(lab, 1)
-    frames, condition = wheel.futures.window(1)
-    actions = condition[wheel.n_past - 1:-1, 0, :4].double().numpy()
+    pack, length = lab.pack("test"), lab.config.length
+    actions = pack.conditions[1, wheel.n_past - 1:length - 1, :4].astype(float)
     assert wheel.robot
-    assert np.abs(wheel.real(list(actions)).astype(int) - widgets.as_pictures(frames[:, 0])).mean() < 1
+    assert np.abs(wheel.real(list(actions)).astype(int) - pack.frames[1, :length]).mean() < 1
 
 
 def test_actions_lead_where_they_led(lab):
@@ -146,27 +107,18 @@ def test_actions_lead_where_they_led(lab):
 
 def test_steps_are_shown_and_can_be_taken_back(lab):
     wheel = Drive(lab, 1)
-    start, ahead = shown(wheel.stage, "the simulated robot"), shown(wheel.ahead, "+5")
-    wheel.dy.value = REACH
-    assert (shown(wheel.ahead, "+5") != ahead).any() and not wheel.actions      # a slider shows, and takes no step
+    start = shown(wheel.stage, "the simulated robot")
+    wheel.lift.value = True
     press(wheel.widget, "→")
-    press(wheel.widget, "step")
-    assert [tuple(action) for action in wheel.actions] == [(0, REACH, 0, 0)] * 2
+    press(wheel.widget, "→")
+    assert [tuple(action) for action in wheel.actions] == [(0, REACH, 1, 0)] * 2
     after = shown(wheel.stage, "the simulated robot")
     assert (after != start).any() and wheel.words.value.startswith("2 of 28 steps")
     press(wheel.widget, "undo")
-    press(wheel.widget, "step")
+    press(wheel.widget, "→")
     assert (shown(wheel.stage, "the simulated robot") == after).all()           # the same again after an undo
-    press(wheel.widget, "save GIF")
-    kept, = (lab.folder / "drives").glob("*.gif")
-    assert str(kept) in wheel.words.value and len(iio.imread(kept, index=...)) == wheel.n_past + 2
     press(wheel.widget, "reset")
     assert (shown(wheel.stage, "the simulated robot") == start).all() and wheel.undo.disabled
-
-
-def test_without_actions_there_is_nothing_to_steer(lab):
-    with pytest.raises(ValueError, match="nothing to steer"):
-        Drive(dataclasses.replace(lab, config=lab.config.replace(condition="none")), 1)
 
 
 def test_an_export_keeps_the_figure_and_a_line_of_text(monkeypatch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +56,7 @@ def _figure(height: float) -> Figure:
 # Curves --------------------------------------------------------------------------------------------------
 
 @styled
-def training_curves(history: list[dict], *, baseline: float | None = None, title: str = "") -> Figure:
+def training_curves(history: list[dict], *, baseline: float | None = None) -> Figure:
     """The graded plot: losses on the left axis (logarithmic), KL weight and teacher forcing dashed on the right
     one, and above them, over the same epochs, the validation PSNR as dots.
 
@@ -81,7 +81,6 @@ def training_curves(history: list[dict], *, baseline: float | None = None, title
     for axes, side in ((scores, 0), (losses, 0), (ratios, 1)):
         axes.legend(loc=("lower left", "lower right")[side], bbox_to_anchor=(side, 1), ncols=2, labelcolor="linecolor")
 
-    figure.suptitle(title, x=0.01, ha="left", size=8, weight="bold")
     best = f"best {np.nanmax(psnr):.2f} dB, epoch {epochs[np.nanargmax(psnr)]:.0f}" if np.isfinite(psnr).any() else (
         "not scored yet")
     scores.set_title(best, loc="right", weight="normal", size=7.5, pad=3)
@@ -92,25 +91,6 @@ def training_curves(history: list[dict], *, baseline: float | None = None, title
     ratios.spines.right.set_visible(True)
     ratios.grid(False)
     epoch_axis(losses, epochs)
-    return figure
-
-
-@styled
-def learning_curves(history: list[dict]) -> Figure:
-    """Beside the graded plot: the total loss, the learning rate and the throughput over the epochs."""
-    epochs, figure = _column(history, "epoch"), _figure(1.7)
-    panels = ((_column(history, "loss"), "total loss", NAVY),
-              (1e3 * _column(history, "lr"), "learning rate [0.001]", MAUVE),
-              (_column(history, "sequences_per_second"), "sequences per second", GREY))
-    for axes, (values, name, colour) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.plot(epochs, values, marker="o" if len(history) < 3 else "", color=colour)
-        axes.set(title=name, xlabel="epoch")
-        if name == "total loss":
-            axes.set_yscale("log" if (values > 0).all() else "linear")     # a calibrated loss falls below 0
-        else:
-            axes.set_ylim(0, 1.1 * max(values.max(), 0.01))
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-        epoch_axis(axes, epochs)
     return figure
 
 
@@ -157,50 +137,36 @@ def psnr_distribution(values: dict[str, np.ndarray]) -> Figure:
 
     `values`: name -> (N,) average PSNR of each sequence in dB.
     """
-    figure = _figure(0.46 * len(values) + 0.75)
+    figure = _figure(0.46 * len(values) + 0.6)
     axes = figure.subplots()
-    beside, over = axes.get_yaxis_transform(), axes.get_xaxis_transform()
     for row, (scores, colour) in enumerate(zip(values.values(), cycle(CYCLE), strict=False)):
-        scores = np.sort(scores)
         mean, half = scores.mean(), _interval(scores)
-        axes.plot(scores, row + np.linspace(0.36, -0.36, len(scores)), "o", ms=2.2, mew=0, color=colour, alpha=0.7)
-        axes.errorbar(mean, row, xerr=half, fmt="D", ms=4.5, mfc="white", mec=INK, mew=0.9, ecolor=INK, capsize=2.5,
-                      zorder=4)
-        axes.text(1.02, row, f"{mean:.2f} ± {half:.2f} dB", transform=beside, va="center")
-    low, high = axes.get_xlim()
-    axes.set(yticks=range(len(values)), yticklabels=list(values), ylim=(len(values) - 0.5, -0.5),
-             xlabel="PSNR of a sequence [dB]", xlim=(min(low, GRADES[-1][0] - 0.5), max(high, GRADES[0][0] + 0.5)))
-    axes.tick_params(axis="y", length=0, labelsize=7.5, labelcolor=INK)
-    axes.grid(False)
-    small = {"va": "bottom", "color": GREY, "size": 6.5}
-    for threshold, share in GRADES:
+        axes.plot(np.sort(scores), row + np.linspace(0.36, -0.36, len(scores)), "o", ms=2.2, mew=0, color=colour)
+        axes.errorbar(mean, row, xerr=half, fmt="D", ms=4.5, mfc="white", color=INK, capsize=2.5, zorder=4)
+        axes.text(1.02, row, f"{mean:.2f} ± {half:.2f} dB", transform=axes.get_yaxis_transform(), va="center")
+    for threshold, _ in GRADES:
         axes.axvline(threshold, color=FAINT, lw=0.7, zorder=0)
-        if np.ptp(axes.get_xlim()) < 18 or share in (GRADES[0][1], GRADES[-1][1]):      # room for all, or for the ends
-            axes.text(threshold, 1.02, f"{100 * share:.0f}", transform=over, ha="center", **small)
-    axes.annotate("marks [%]", (GRADES[-1][0], 1.02), (-8, 0), over, "offset points", ha="right", **small)
-    axes.text(1.02, 1.02, "mean, 95% interval", transform=axes.transAxes, **small)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set(ylim=(len(values) - 0.5, -0.5), xlabel="PSNR of a sequence [dB]")
+    axes.grid(False)
     return figure
 
 
 @styled
 def schedules(curves: dict[str, np.ndarray], *, ylabel: str = "weight") -> Figure:
     """Schedules side by side. `curves`: name -> (K,) values at K points from the run's start to its end."""
-    columns = min(len(curves), 4)
-    rows = -(-len(curves) // columns)
-    figure = _figure(0.4 + 1.25 * rows)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure = _figure(1.65)
+    grid = figure.subplots(1, len(curves), sharex=True, sharey=True, squeeze=False)
     for axes, (name, values), colour in zip(grid.flat, curves.items(), cycle(CYCLE), strict=False):
         axes.plot(np.linspace(0, 1, len(values)), values, color=colour)
         axes.set(title=name, xlim=(-0.02, 1.02), xticks=(0, 0.5, 1))
-    for axes in grid.flat[len(curves):]:
-        axes.set_visible(False)
     figure.supxlabel("progress of the run", size=7.5)
     figure.supylabel(ylabel, size=7.5)
     return figure
 
 
 @styled
-def effects(rows: list[dict], *, xlabel: str = "gain over the reference [dB]") -> Figure:
+def effects(rows: list[dict]) -> Figure:
     """A forest plot: what every setting gains over the reference, with its interval, under the heading of its group.
 
     A full dot is a gain or a loss whose interval excludes zero; a hollow one may be chance. `rows`: records with
@@ -211,7 +177,7 @@ def effects(rows: list[dict], *, xlabel: str = "gain over the reference [dB]") -
     figure = _figure(0.17 * len(lines) + 0.5)
     axes = figure.subplots()
     axes.axvline(0, color=INK, lw=0.8, ls=(0, (4, 2)), zorder=1)
-    axes.set(ylim=(len(lines) - 0.4, -0.6), xlabel=xlabel)
+    axes.set(ylim=(len(lines) - 0.4, -0.6), xlabel="gain over the reference [dB]")
     axes.set_yticks(range(len(lines)), [line if isinstance(line, str) else line["setting"] for line in lines], size=7.5)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines.left.set_visible(False)
@@ -235,144 +201,54 @@ def effects(rows: list[dict], *, xlabel: str = "gain over the reference [dB]") -
 # Frames --------------------------------------------------------------------------------------------------
 
 @styled
-def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None = None, title: str = "") -> Figure:
-    """Frames side by side, one labelled row per video; borders tell context from predicted frames.
+def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None = None) -> Figure:
+    """Frames side by side, one labelled row per video; borders tell context from predicted frames, if there are both.
 
     `rows`: name -> uint8 (T, H, W, C), all of one shape; `psnr`: (T - n_past,) dB of the predicted frames, written
     under the last row. Raises ValueError for a video that is not uint8, or shapes or lengths that differ.
     """
-    length = len(next(iter(rows.values()), ()))
-    if psnr is not None and len(psnr) != length - n_past:
-        raise ValueError(f"psnr has {len(psnr)} values for {length - n_past} predicted frames")
-    figure = _figure(0)
-    axes = _strip(figure, rows, [t < n_past for t in range(length)], range(length))
-    axes.set_title(title, pad=26)
-    if psnr is not None:
-        below = axes.secondary_xaxis("bottom")
-        scores = [""] * n_past + [f"{score:.1f}" for score in psnr]
-        below.set_xticks(axes.get_xticks(), scores[::-(-length // MOST)], size=7)
-        _bare(below)
-        axes.annotate("PSNR [dB]", (0, 0), (-3, -2), "axes fraction", "offset points", ha="right", va="top")
-    return _fit(figure)
-
-
-@styled
-def uncertainty(samples: np.ndarray, truth: np.ndarray, *, n_past: int, steps: Sequence[int] | None = None) -> Figure:
-    """Where samples differ: the truth, the samples' mean, and their standard deviation as a heat image.
-
-    `samples`: uint8 (S, T, H, W, C); `truth`: uint8 (T, H, W, C); `steps`: numbers of the frames to show, by default
-    all. Raises ValueError for samples that are not uint8 or not of the truth's shape.
-    """
-    _check({"truth": truth, **{f"sample {index}": sample for index, sample in enumerate(samples)}})
-    steps = list(range(len(truth)) if steps is None else steps)
-    chosen = samples[:, steps].astype(np.float32)
-    mean, spread = chosen.mean(axis=0), chosen.std(axis=0).mean(axis=-1)         # (T, H, W, C) and (T, H, W)
-    heat = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, max(float(spread.max()), 1.0)), "magma")
-    rows = {"truth": truth[steps], f"mean of {len(samples)}": mean.round().astype(np.uint8),
-            "std. dev.": heat.cmap(heat.norm(spread), bytes=True)[..., :3]}
-    figure = _figure(0)
-    axes = _strip(figure, rows, [step < n_past for step in steps], steps)
-    bar = figure.colorbar(heat, ax=axes, fraction=0.05, pad=0.01, aspect=30, label="grey levels")
-    bar.outline.set_visible(False)
-    bar.locator = MaxNLocator(4, integer=True)
-    return _fit(figure)
-
-
-def _strip(figure: Figure, rows: dict[str, np.ndarray], context: Sequence[bool], numbers: Sequence[int]) -> Axes:
-    """Axes with a labelled row per video, numbers over the frames, and borders that tell context from prediction."""
-    videos, T = _check(rows), len(numbers)
-    marked = any(context) and not all(context)                  # where all are of one kind, there is nothing to tell
-    colours = [matplotlib.colors.to_rgb((CONTEXT if known else PREDICTED) if marked else "white") for known in context]
-    framed = np.stack(list(videos.values()))                                                    # (rows, T, H, W, 3)
-    H, W = framed.shape[2:4]
-    edges = np.uint8(np.round(255 * np.array(colours)))[:, None, None]
-    canvas = np.broadcast_to(edges, (len(videos), T, H + 2 * BORDER, W + 2 * BORDER, 3)).copy()
+    framed = np.stack(list(_check(rows).values()))                                              # (rows, T, H, W, 3)
+    T, H, W = framed.shape[1:4]
+    kinds = {"context": (0, CONTEXT), "predicted": (n_past, PREDICTED)} if 0 < n_past < T else {}
+    canvas = np.full((len(rows), T, H + 2 * BORDER, W + 2 * BORDER, 3), 255, np.uint8)
+    for first, colour in kinds.values():
+        canvas[:, first:] = np.round(255 * np.array(matplotlib.colors.to_rgb(colour)))
     canvas[:, :, BORDER:-BORDER, BORDER:-BORDER] = framed
     cells = torch.from_numpy(canvas).flatten(0, 1).permute(0, 3, 1, 2)
     grid = make_grid(cells, nrow=T, padding=GAP, pad_value=255).permute(1, 2, 0).numpy()
+    pitch_y, pitch_x = np.array(canvas.shape[2:4]) + GAP
+    figure, every = _figure(WIDTH), -(-T // MOST)               # higher than it needs to be, so that its width decides
     axes = figure.subplots()
     axes.imshow(_sharp(grid), extent=(-0.5, grid.shape[1] - 0.5, grid.shape[0] - 0.5, -0.5))
-    every = -(-T // MOST)
-    pitch_x, pitch_y = W + 2 * BORDER + GAP, H + 2 * BORDER + GAP
-    centres = GAP / 2 + pitch_x * (np.arange(T) + 0.5) - 0.5
-    axes.set_xticks(centres[::every], numbers[::every], color=GREY, size=7)
-    axes.set_yticks(GAP / 2 + pitch_y * (np.arange(len(videos)) + 0.5) - 0.5, list(videos), color=INK, size=7.5)
+    axes.set_xticks((GAP + pitch_x * np.arange(1, 2 * T, 2) - 1)[::every] / 2, range(T)[::every], color=GREY, size=7)
+    axes.set_yticks((GAP + pitch_y * np.arange(1, 2 * len(rows), 2) - 1) / 2, list(rows), color=INK, size=7.5)
     axes.xaxis.tick_top()
-    _bare(axes)
-    for name, known, colour in (("context", True, CONTEXT), ("predicted", False, PREDICTED)) if marked else ():
-        first = GAP - 0.5 + pitch_x * list(context).index(known)
-        axes.annotate(name, (first, -0.5), (0, 12), textcoords="offset points", color=colour, size=7)
-    return axes
+    for name, (first, colour) in kinds.items():
+        axes.annotate(name, (GAP - 0.5 + pitch_x * first, -0.5), (0, 12), textcoords="offset points", color=colour,
+                      size=7)
+    if psnr is not None:
+        scores = [*[""] * n_past, *(f"{score:.1f}" for score in psnr)]
+        below = axes.secondary_xaxis("bottom")
+        below.set_xticks(axes.get_xticks(), scores[::every], size=7)
+        axes.annotate("PSNR [dB]", (0, 0), (-3, -2), "axes fraction", "offset points", ha="right", va="top")
+    for bare in (axes, *axes.child_axes):
+        bare.tick_params(length=0, pad=2)
+        bare.spines[:].set_visible(False)
+    axes.grid(False)
+    return _fit(figure)
 
 
-@styled
-def conditions(condition: np.ndarray, frames: np.ndarray) -> Figure:
-    """A sequence's `frames`, uint8 (T, H, W, C), above its `condition` (T, 7), on one time axis.
-
-    The condition's columns: movement x and y, lift, grip; end-effector position x, y, z.
-    """
-    video = _check({"frames": frames})["frames"]
-    length, every = len(video), -(-len(video) // 12)
-    shown = np.arange(0, length, every)
-    span = (-every / 2, max(shown[-1] + every / 2, length - 0.5))
-    tall = 1.08 * (WIDTH - 1) * every / np.ptp(span)                             # inches of a frame, and a little more
-    figure = _figure(tall + 3 * 0.95 + 0.3)
-    top, *panels = figure.subplots(4, 1, sharex=True, height_ratios=(tall, 0.9, 0.9, 0.9))
-    for t in shown:
-        top.imshow(_sharp(video[t]), extent=(t - 0.47 * every, t + 0.47 * every, 0, 0.94 * every))
-    top.set(xlim=span, ylim=(0, 0.94 * every), anchor="S")
-    top.axis("off")
-    rows = (("movement [m]", {"x": 0, "y": 1}), ("command", {"lift": 2, "grip": 3}),
-            ("position [m]", {"x": 4, "y": 5, "z": 6}))
-    for axes, (name, columns) in zip(panels, rows, strict=True):
-        style = "default" if name.startswith("position") else "steps-post"      # an action holds until the next one
-        for (label, column), colour in zip(columns.items(), CYCLE, strict=False):
-            axes.plot(np.arange(length), condition[:, column], drawstyle=style, color=colour, label=label)
-        axes.set(ylabel=name, xticks=shown)
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.margins(y=0.12)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelcolor="linecolor")
-    figure.align_ylabels()
-    axes.set_xlabel("frame")
-    return figure
-
-
-@styled
-def frame_grid(frames: np.ndarray, labels: Sequence[str] | None = None, columns: int = 8) -> Figure:
-    """A grid of frames, row by row. `frames`: uint8 (N, H, W, C); `labels`: N captions, each above its frame."""
-    images = _check({"frames": frames})["frames"]
-    rows = -(-len(images) // columns)
-    figure = _figure(rows * (WIDTH / columns + 0.2 * bool(labels)))
-    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, image, label in zip(grid, images, labels or [""] * len(images), strict=False):
-        axes.imshow(_sharp(image))
-        axes.set_title(label, loc="center", size=7, weight="normal", pad=2)
+def _fit(figure: Figure) -> Figure:
+    """Give a figure the height that its image needs at the width which the labels leave."""
+    figure.draw_without_rendering()
+    figure.set_figheight(figure.axes[0].get_tightbbox().height / figure.dpi + 0.16)
+    figure.draw_without_rendering()                             # the layout begins from the last one
     return figure
 
 
 def _sharp(image: np.ndarray, scale: int = 4) -> np.ndarray:
     """An image (H, W, C) enlarged, so that viewers which smooth images show its pixels."""
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def _bare(axes: Axes) -> None:
-    """Only the ticks' labels, without lines."""
-    axes.tick_params(length=0, pad=2)
-    axes.spines[:].set_visible(False)
-    if hasattr(axes, "grid"):
-        axes.grid(False)
-
-
-def _fit(figure: Figure) -> Figure:
-    """Give a figure the height that its image needs at the width which the labels leave."""
-    figure.set_figheight(WIDTH)                                 # more than it needs, so that its width decides
-    figure.draw_without_rendering()
-    figure.set_figheight(figure.axes[0].get_tightbbox().height / figure.dpi + 0.16)
-    figure.draw_without_rendering()                             # the layout begins from the last one
-    return figure
 
 
 # Moving pictures and files -------------------------------------------------------------------------------
@@ -386,34 +262,27 @@ def panel_frames(panels: dict[str, np.ndarray], *, n_past: int, scale: int = 4) 
     videos, edge, size = _check(panels), max(scale, 2), max(3 * scale, 9)
     T, H, W, _ = next(iter(videos.values())).shape
     bar, cell, tall = round(1.7 * size), W * scale + 2 * edge, H * scale + 2 * edge
+    font = ImageFont.truetype(findfont(FontProperties(family="DejaVu Sans")), size)
     pictures = [Image.new("RGB", (len(videos) * (cell + edge) - edge, tall + 2 * bar), "white") for _ in range(T)]
     for t, picture in enumerate(pictures):
         kind, colour = ("context", CONTEXT) if t < n_past else ("predicted", PREDICTED)
         draw, foot = ImageDraw.Draw(picture), picture.height - bar / 2
         for column, (name, video) in enumerate(videos.items()):
             x = column * (cell + edge)
-            fitting = next(s for s in range(size, 0, -1) if s == 1 or _font(s).getlength(name) <= cell)
-            draw.text((x + cell / 2, bar / 2), name, fill=INK, font=_font(fitting), anchor="mm")
+            draw.text((x + cell / 2, bar / 2), name, fill=INK, font=font, anchor="mm")
             picture.paste(ImageOps.expand(Image.fromarray(_sharp(video[t], scale)), edge, colour), (x, bar))
-        draw.text((edge, foot), f"frame {t} of 0–{T - 1}", fill=INK, font=_font(size), anchor="lm")
-        draw.text((picture.width - edge, foot), kind, fill=colour, font=_font(size), anchor="rm")
+        draw.text((edge, foot), f"frame {t} of 0–{T - 1}", fill=INK, font=font, anchor="lm")
+        draw.text((picture.width - edge, foot), kind, fill=colour, font=font, anchor="rm")
     return [np.asarray(picture) for picture in pictures]
 
 
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(findfont(FontProperties(family="DejaVu Sans")), size)
+def gif(path: str | Path, panels: dict[str, np.ndarray], *, n_past: int, scale: int = 4) -> Path:
+    """Write the pictures of `panel_frames`, 4 per second, as a GIF that loops for ever; returns its path.
 
-
-def gif(path: str | Path, panels: dict[str, np.ndarray], *, n_past: int, scale: int = 4,
-        milliseconds: int = 250) -> Path:
-    """Write the pictures of `panel_frames` as a GIF that loops for ever; returns its path.
-
-    `scale`: side of a pixel in the GIF; `milliseconds`: how long each frame stays. Raises ValueError as `strip` does.
+    `scale`: side of a pixel in the GIF. Raises ValueError as `strip` does.
     """
     pictures = np.stack(panel_frames(panels, n_past=n_past, scale=scale))
-    write_atomically(Path(path), lambda part: iio.imwrite(part, pictures, extension=".gif", duration=milliseconds,
-                                                          loop=0))
+    write_atomically(Path(path), lambda part: iio.imwrite(part, pictures, extension=".gif", duration=250, loop=0))
     return Path(path)
 
 
@@ -435,14 +304,10 @@ def render(figure: Figure, kind: Literal["pdf", "png"]) -> bytes:
 
 def _check(videos: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same videos with three channels. Raises ValueError naming the one that is no uint8 video or differs."""
-    if not videos:
-        raise ValueError("no video to show")
-    first, shape = next((name, np.shape(video)) for name, video in videos.items())
+    shape = next(iter(videos.values())).shape
     for name, video in videos.items():
-        if getattr(video, "dtype", None) != np.uint8:
-            raise ValueError(f"{name}: is {getattr(video, 'dtype', type(video).__name__)}; frames must be a uint8 "
-                             "array, so scale [0, 1] by 255, round and convert")
-        if video.ndim != 4 or video.shape[-1] not in (1, 3) or video.shape[:3] != shape[:3]:
-            raise ValueError(f"{name}: has shape {video.shape}, and {first} has {shape}; expected (T, H, W, C) with 1 "
-                             "or 3 channels, the same T, H and W for all")
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] not in (1, 3) or video.shape[:3] != shape[:3]:
+            raise ValueError(f"{name}: is {video.dtype} of shape {video.shape}, and the first video's is {shape}; "
+                             "expected uint8 (T, H, W, C) with 1 or 3 channels, the same T, H and W for all. Scale "
+                             "[0, 1] by 255, round and convert")
     return {name: np.broadcast_to(video, (*video.shape[:3], 3)) for name, video in videos.items()}

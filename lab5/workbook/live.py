@@ -1,9 +1,8 @@
-"""A training while it runs: a view with a stop button for the cell that trains, and one for any other notebook."""
+"""A training while it runs: its curves, its newest prediction, and a button that stops it."""
 
 from __future__ import annotations
 
 import threading
-import time
 
 import imageio.v3 as iio
 import ipywidgets
@@ -12,14 +11,11 @@ from IPython.display import DisplayHandle, Image, Markdown
 from matplotlib.figure import Figure
 
 from lab5.model import CVAE
-from lab5.training import Record, RunLocked, read_history, run_lock
+from lab5.training import Record, read_history
 from lab5.workbook import figures
 from lab5.workbook.run import Run
-from lab5.workbook.show import SCREEN, say
+from lab5.workbook.show import SCREEN
 
-PAUSE = 1.0                                     # seconds between two looks into a run folder
-PATIENCE = 30                                   # looks at which none trains; one that was started imports torch first
-WAITING = "*The curves appear with the first epoch.*"
 NO_FRONT_END = "(Here JupyterLab shows a button that stops the training.)"
 
 
@@ -39,7 +35,8 @@ class View:
         self._picture, self._text = DisplayHandle(), DisplayHandle()
 
     def __enter__(self) -> View:
-        self._picture.display(_picture(figures.training_curves(self.history)) if self.history else Markdown(WAITING))
+        self._picture.display(_picture(figures.training_curves(self.history)) if self.history else
+                              Markdown("*The curves appear with the first epoch.*"))
         self._text.display({**self.button._repr_mimebundle_(), "text/plain": NO_FRONT_END}, raw=True)
         return self
 
@@ -52,11 +49,8 @@ class View:
                                       figures.strip(videos, n_past=self.lab.config.n_past)))
         return self.stopping.is_set()
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self.button.disabled = True
-        how = "Stopped" if error is None else "Interrupted" if error is KeyboardInterrupt else "Ended by an error"
-        if len(self.history) >= self.lab.config.epochs:
-            how = "Finished"
+    def __exit__(self, *_: object) -> None:
+        how = "Finished" if len(self.history) >= self.lab.config.epochs else "Stopped"
         self._text.update(Markdown(f"**{how} after epoch {len(self.history)} of {self.lab.config.epochs}.** All is "
                                    "saved; an unfinished training resumes when this cell runs again."))
         self.button.close()
@@ -71,28 +65,3 @@ def _picture(*parts: Figure) -> Image:
     pixels = np.concatenate([iio.imread(figures.render(part, "png")) for part in parts])
     return Image(data=iio.imwrite("<bytes>", pixels, extension=".png"), width=round(figures.WIDTH * SCREEN),
                  alt="Losses, validation PSNR and ratios over the epochs; in a live view, the newest prediction")
-
-
-def watch(lab: Run) -> None:
-    """Draw the curves of a run that another process trains, after each epoch until none does, or until Ctrl-C."""
-    handle, history, idle = DisplayHandle(), read_history(lab.folder), 0
-    handle.display(_picture(figures.training_curves(history)) if history else Markdown(WAITING))
-    while len(history) < lab.config.epochs and idle < PATIENCE:
-        try:
-            time.sleep(PAUSE)
-        except KeyboardInterrupt:
-            break
-        idle = 0 if _is_training(lab) else idle + 1
-        before, history = history, read_history(lab.folder)
-        if history != before:
-            handle.update(_picture(figures.training_curves(history)))
-    say(f"{len(history)} of {lab.config.epochs} epochs are trained, and {'a' if _is_training(lab) else 'no'} process "
-        "trains this run now. Notebook 04 or `lab5 train` resumes an unfinished run.")
-
-
-def _is_training(lab: Run) -> bool:
-    try:
-        with run_lock(lab.folder):
-            return False
-    except RunLocked:
-        return True

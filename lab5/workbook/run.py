@@ -10,8 +10,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +25,7 @@ from lab5.files import SPLITS, home, write_text
 from lab5.formats.tree import open_or_pack
 from lab5.model import CVAE
 from lab5.robot.simulator import simulate
-from lab5.training import OnEpoch, Record, read_history, run_lock, train, write_or_match_config
+from lab5.training import OnEpoch, Record, read_history, train
 from lab5.workbook.show import PROJECT, commit, machine, say
 
 RECORDED = PROJECT / "recorded" / "standard"    # the run that comes with the workbook
@@ -137,31 +135,15 @@ class Run:
     def train(self, on_epoch: OnEpoch | None = None, progress: bool = True) -> list[Record]:
         """Train, or resume a run that was interrupted; of a finished run, read the history.
 
-        `on_epoch` is called with history and model after each epoch, and ends the training by returning True; of a
-        finished run it is called once. Raises NotYet in a folder of weights only, and what `training.train` raises.
+        `on_epoch` is called with history and model after each epoch, and ends the training by returning True. Raises
+        NotYet in a folder of weights only, and what `training.train` raises.
         """
         self.refuse_only_weights()
         if _is_finished(self.folder, self.config):
-            if on_epoch:
-                on_epoch(self.history(), self.model())
             return self.history()
         packs = self.prepare()
         _write_or_match_data(self.folder, self.data, packs["train"].data_sha)
         return train(self.config, packs["train"], packs["validate"], self.folder, progress=progress, on_epoch=on_epoch)
-
-    def start(self) -> None:
-        """Train in a process of its own, which continues when this kernel, JupyterLab or the connection ends."""
-        self.refuse_only_weights()
-        self.prepare()
-        with run_lock(self.folder):
-            write_or_match_config(self.folder, self.config)
-        command = ["-m", "lab5.cli", "train", "--preset", self.config.preset, "--run", self.folder, "--data", self.data]
-        with open(self.folder / "train.log", "a", encoding="utf-8") as log:
-            process = subprocess.Popen([sys.executable, *map(str, command)], stdin=subprocess.DEVNULL, stdout=log,
-                                       stderr=log, cwd=PROJECT, start_new_session=True,
-                                       env=os.environ | {"TQDM_MININTERVAL": "60"})             # keeps the log short
-        say(f"Process {process.pid} trains `{self.folder.name}`, independent of this kernel; its output is in "
-            f"`train.log` of the run folder. `kill {process.pid}` stops it after it has saved.")
 
     @property
     def only_weights(self) -> bool:
@@ -213,15 +195,13 @@ class Run:
         """
         model, pack = model or self.model(), self.pack(split)
         batch, n_past = Windows(pack, model.config.length)[index], model.config.n_past
-        noise = torch.cat([prior_noise(len(pack), model.config.length - 1, model.noise_size, 1, sample)[:, [index]]
-                           for sample in range(samples)], dim=1)
-        context = batch.frames[:, 0].permute(0, 2, 3, 1).numpy()
-        futures = predict(model, batch.frames.expand(-1, samples, -1, -1, -1),
-                          batch.condition.expand(-1, samples, -1), noise)
-        futures = (futures * 255).round().to(torch.uint8).permute(1, 0, 3, 4, 2).cpu().numpy()     # (S, T', H, W, C)
-        names = ["prediction", *(f"sample {number}" for number in range(2, samples + 1))]
-        return {"truth": context} | {name: np.concatenate([context[:n_past], future])
-                                     for name, future in zip(names, futures, strict=True)}
+        videos = {"truth": as_pictures(batch.frames[:, 0])}
+        for sample in range(samples):
+            noise = prior_noise(len(pack), model.config.length - 1, model.noise_size, 1, sample)[:, [index]]
+            future = as_pictures(predict(model, batch.frames, batch.condition, noise)[:, 0])
+            name = f"sample {sample + 1}" if sample else "prediction"
+            videos[name] = np.concatenate([videos["truth"][:n_past], future])
+        return videos
 
     def variant(self, **changes) -> Run:
         """A run inside this run's folder, on the same data, with some settings changed; equal settings are one run."""
@@ -237,3 +217,10 @@ class Run:
                 "precision": choose_precision(self.config.precision, choose_device()), "commit": commit(),
                 **{name: version(name) for name in ("torch", "torchvision", "numpy", "matplotlib", "lab5")},
                 "Python": platform.python_version()}
+
+
+def as_pictures(frames: torch.Tensor) -> np.ndarray:
+    """Frames (T, C, H, W), uint8 or in [0, 1], as uint8 pictures (T, H, W, C)."""
+    if frames.is_floating_point():
+        frames = (frames * 255).round().to(torch.uint8)
+    return frames.permute(0, 2, 3, 1).cpu().numpy()

@@ -82,39 +82,33 @@ def source(*objects: object) -> None:
 
 def provenance(lab: Run) -> str:
     """Run, configuration, seed, data, machine and versions in one line, to stand under a result."""
-    facts = lab.facts()
-    return (f"Run `{facts['run']}`, configuration `{facts['configuration']}` (preset {facts['preset']}), "
-            f"seed {facts['seed']}; {facts['data']}, test split `{facts['test split']}` of "
-            f"{facts['test sequences']} sequences; {facts['machine']}, {facts['precision']}; "
-            f"torch {facts['torch']}, lab5 {facts['lab5']}, Python {facts['Python']}.")
+    return ("Run `{run}`, configuration `{configuration}` (preset {preset}), seed {seed}; {data}, test split "
+            "`{test split}` of {test sequences} sequences; {machine}, {precision}; torch {torch}, lab5 {lab5}, Python "
+            "{Python}.".format_map(lab.facts()))
 
 
 def check_environment() -> None:
     """Print one line for each thing that the workbook needs: [OK], or [FAIL] and what to do."""
-    lines = []
     for requirement in requires("lab5") or []:
         name = re.split(r"[<>=!~ ;]", requirement, maxsplit=1)[0]
         if "extra ==" in requirement:
             continue
         try:
-            lines.append(f"[OK]   {name} {version(name)}")
+            print(f"[OK]   {name} {version(name)}")
         except PackageNotFoundError:
-            lines.append(f"[FAIL] {requirement} is not installed: pip install '{requirement}'")
+            print(f"[FAIL] {requirement} is not installed: pip install '{requirement}'")
     free = shutil.disk_usage(PROJECT).free / 2 ** 30
-    lines.append(f"[OK]   {free:.0f} GiB free on the disk of {PROJECT.name}/" if free > 2 else
-                 f"[FAIL] {free:.1f} GiB free on the disk of {PROJECT.name}/: a run and its data need 2; free some")
-    lines.append(f"[OK]   {machine()}; computing in {choose_precision('auto', choose_device())}")
-    print("\n".join(lines))
+    print(f"[OK]   {free:.0f} GiB free on the disk of {PROJECT.name}/" if free > 2 else
+          f"[FAIL] {free:.1f} GiB free on the disk of {PROJECT.name}/: a run and its data need 2; free some")
+    print(f"[OK]   {machine()}; computing in {choose_precision('auto', choose_device())}")
 
 
 def commit() -> str:
     """The commit of the source, marked where files were changed since; empty outside of a repository."""
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True).stdout.strip()
-
     if not (PROJECT / ".git").exists() or not shutil.which("git"):
         return ""
-    return git("rev-parse", "--short=12", "HEAD") + " with changes" * bool(git("status", "--porcelain", "lab5"))
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> str:

@@ -8,7 +8,6 @@ was interrupted resumes.
 from __future__ import annotations
 
 import csv
-import io
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -20,8 +19,7 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from lab5.config import Config
-from lab5.files import each, write_text
-from lab5.training import Diverged, read_history
+from lab5.files import each, write_atomically
 from lab5.workbook.run import Run
 from lab5.workbook.show import PROJECT, machine, table
 
@@ -50,14 +48,14 @@ FULL: dict[str, Options] = {
 SWEEPS = {"core": CORE, "extras": {"Extras": FULL["Extras"]}, "full": FULL}
 PROTOCOLS = ("prior_sample", "prior_mean")
 RECORDED = PROJECT / "figures"                  # sweep_full.csv and sweep_extras.csv, written by `lab5 sweep`
-FACTS = ("sequences", "data", "machine")
+FACTS = ("sequences", "data", "machine")        # training sequences of a run, data_sha of the test split, machine
 COLUMNS = ("choice", "option", "reference", "seed", "configuration", "psnr_sampled", "psnr_mean", "kl", "seconds",
            *FACTS)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One option's scores under each seed: average PSNR in dB of test sequences, NaN where the run has diverged."""
+    """One option's scores under each seed: average PSNR in dB of each test sequence."""
 
     group: str
     option: str
@@ -68,37 +66,23 @@ class Result:
     seconds: np.ndarray                         # (seeds,), of training
     runs: tuple[Run, ...] = ()                  # one for each seed; none where the result was read from a file
 
-    @property
-    def diverged(self) -> int:
-        """How many of its runs have diverged. If any has, the option is not compared."""
-        return int(np.isnan(self.prior_sample).any(axis=1).sum())
-
 
 @dataclass(frozen=True)
 class Sweep:
     """All results of a sweep, with the gain of each option over the reference and its interval."""
 
     results: list[Result]
-    facts: dict[str, str]                       # training sequences of a run, data_sha of the test split, machine
+    facts: dict[str, str]                       # the values of `FACTS`
 
     @cached_property
     def reference(self) -> Result:
-        """The run without a change. Raises ValueError where no option is it, or it has diverged."""
-        for result in self.results:
-            if result.is_reference and not result.diverged:
-                return result
-        raise ValueError("the reference run has diverged or is not among the options, so there is nothing to compare "
-                         "with; sweep from a configuration that trains, for instance with a lower lr")
+        """The run without a change."""
+        return next(result for result in self.results if result.is_reference)
 
     @cached_property
     def different(self) -> list[Result]:
-        """Every option that can be compared, the reference once."""
-        return [self.reference, *(r for r in self.results if not r.is_reference and not r.diverged)]
-
-    def groups(self) -> dict[str, dict[str, Result]]:
-        """group -> option -> its result."""
-        return {group: {r.option: r for r in self.results if r.group == group}
-                for group in dict.fromkeys(r.group for r in self.results)}
+        """Every option, the reference once."""
+        return [self.reference, *(result for result in self.results if not result.is_reference)]
 
     @cached_property
     def noise(self) -> tuple[float, int]:
@@ -120,31 +104,26 @@ class Sweep:
         """
         gain = result.prior_sample - (other or self.reference).prior_sample
         spread, freedom = self.noise
-        half = float("nan")                                     # one seed, of which a file keeps only the average
         if freedom:
             half = stats.t.ppf(0.975, freedom) * spread * np.sqrt(2 / len(gain))
-        elif gain.size > 1:
+        else:                                                   # NaN where a file keeps only the average
             half = stats.t.ppf(0.975, gain.size - 1) * stats.sem(gain[0])
         return float(gain.mean()), float(half)
 
     def effects(self) -> list[dict]:
         """Records for `figures.effects`."""
-        compared = [r for r in self.results if not r.diverged]
-        gains = [(None, 0.0) if r.is_reference else self.gain(r) for r in compared]
+        gains = [(None, 0.0) if r.is_reference else self.gain(r) for r in self.results]
         return [{"group": r.group, "setting": r.option, "gain": gain, "half": half}
-                for r, (gain, half) in zip(compared, gains, strict=True)]
+                for r, (gain, half) in zip(self.results, gains, strict=True)]
 
     def table(self) -> str:
         """Every option, its scores and its gain over the reference, as a Markdown table."""
         rows = []
         for r in self.results:
-            cells = [f"diverged in {r.diverged} of {len(r.seconds)} runs", "", "", "", ""]
-            if not r.diverged:
-                gain, half = self.gain(r)
-                cells = [f"{r.prior_sample.mean():.2f}", f"{r.prior_mean.mean():.2f}",
+            gain, half = self.gain(r)
+            rows.append((r.group, r.option, f"{r.prior_sample.mean():.2f}", f"{r.prior_mean.mean():.2f}",
                          "reference" if r.is_reference else signed(gain, half), "yes" if abs(gain) > half else "",
-                         f"{r.kl.mean():.2g}"]
-            rows.append((r.group, r.option, *cells, f"{r.seconds.mean():.0f}"))
+                         f"{r.kl.mean():.2g}", f"{r.seconds.mean():.0f}"))
         return table("choice", "option", "sample [dB]", "mean [dB]", "gain of the sample", "clear", "KL [nats]",
                      "time [s]", rows=rows)
 
@@ -154,27 +133,25 @@ class Sweep:
                  f"{mean:.4f}", f"{kl:.6g}", f"{seconds:.0f}", *self.facts.values())
                 for r in self.results for run, sample, mean, kl, seconds in zip(
                     r.runs, r.prior_sample.mean(axis=1), r.prior_mean.mean(axis=1), r.kl, r.seconds, strict=True)]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-        write_text(path, text.getvalue())
+
+        def save(part: Path) -> None:
+            with open(part, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+
+        write_atomically(path, save)
 
     @classmethod
     def read(cls, path: Path) -> Sweep:
-        """What `write` wrote; of each seed the average over sequences. Raises ValueError that names another file."""
-        try:
-            with open(path, newline="", encoding="utf-8") as file:
-                lines = list(csv.DictReader(file))
-            results = []
-            for (group, option), found in groupby(lines, key=lambda line: (line["choice"], line["option"])):
-                of_option = list(found)
-                sample, mean, kl, seconds = (np.array([float(line[name]) for line in of_option])
-                                             for name in ("psnr_sampled", "psnr_mean", "kl", "seconds"))
-                results.append(Result(group, option, of_option[0]["reference"] == "1", sample[:, None], mean[:, None],
-                                      kl, seconds))
-            return cls(results, {name: lines[0][name] for name in FACTS})
-        except (KeyError, TypeError, ValueError, IndexError, csv.Error) as error:
-            raise ValueError(f"{path}: not a table of `lab5 sweep` ({type(error).__name__}: {error}); run it again"
-                             ) from error
+        """What `write` wrote; of each seed the average over sequences."""
+        with open(path, newline="", encoding="utf-8") as file:
+            lines, results = list(csv.DictReader(file)), []
+        for (group, option), found in groupby(lines, key=lambda line: (line["choice"], line["option"])):
+            seeds = list(found)
+            sample, mean, kl, seconds = (np.array([float(line[name]) for line in seeds])
+                                         for name in ("psnr_sampled", "psnr_mean", "kl", "seconds"))
+            results.append(Result(group, option, seeds[0]["reference"] == "1", sample[:, None], mean[:, None], kl,
+                                  seconds))
+        return cls(results, {name: lines[0][name] for name in FACTS})
 
 
 def signed(gain: float, half: float) -> str:
@@ -205,7 +182,7 @@ def sweep(lab: Run, groups: dict[str, Options], share: float = 0.1, seeds: int =
     done = each(_train, variants, at_once, partial(torch.set_num_threads, 1))
     for _ in tqdm(done, "sweep", len(variants), unit="run"):
         pass
-    reference = lab.variant(**short, seed=1).config
+    reference = lab.config.replace(**short, seed=1)
     facts = {"sequences": str(reference.steps * reference.batch_size), "data": lab.pack("test").data_sha,
              "machine": f"{machine()}, {lab.facts()['precision']}"}
     return Sweep([Result(group, option, of_option[0].config.hash == reference.hash,
@@ -214,25 +191,12 @@ def sweep(lab: Run, groups: dict[str, Options], share: float = 0.1, seeds: int =
 
 
 def _train(variant: Run) -> None:
-    """Train and score a run. That it has diverged is written beside it, so that a second sweep does not repeat it."""
-    if not _diverged(variant).exists():
-        try:
-            variant.train(progress=False)
-            variant.evaluation(protocols=PROTOCOLS, progress=False)
-        except Diverged as error:
-            write_text(_diverged(variant), f"{error}\n")
-
-
-def _diverged(variant: Run) -> Path:
-    return variant.folder / "diverged.txt"
+    variant.train(progress=False)
+    variant.evaluation(protocols=PROTOCOLS, progress=False)
 
 
 def _scores(variant: Run) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """A run's PSNR of every sequence by both protocols, its KL and its seconds; scores are NaN where it diverged."""
-    history = read_history(variant.folder)
-    seconds = sum(record["seconds"] for record in history)
-    if _diverged(variant).exists():
-        none = np.full(len(variant.pack("test")), np.nan)
-        return none, none, np.nan, seconds
-    psnr = variant.evaluation(protocols=PROTOCOLS).psnr
-    return psnr["prior_sample"].mean(axis=1), psnr["prior_mean"].mean(axis=1), history[-1]["kl"], seconds
+    """A run's PSNR of every sequence by both protocols, the KL of its last epoch, and its seconds."""
+    history, psnr = variant.history(), variant.evaluation(protocols=PROTOCOLS).psnr
+    return (psnr["prior_sample"].mean(axis=1), psnr["prior_mean"].mean(axis=1), history[-1]["kl"],
+            sum(record["seconds"] for record in history))
