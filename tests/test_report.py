@@ -100,7 +100,7 @@ def test_a_zip_that_cannot_be_named_is_refused(tmp_path, student_id, name):
 
 
 def test_a_zip_of_an_unfinished_run_is_refused(tmp_path, capsys):
-    assert main(["submit", "--preset", "smoke", "--run", str(tmp_path / "run"), "--to", str(tmp_path)]) == 1
+    assert main(["submit", "--preset", "smoke", "--run", str(tmp_path / "run")]) == 1
     assert "00_introduction.ipynb: cannot be read" in capsys.readouterr().err and not list(tmp_path.glob("*.zip"))
 
 
