@@ -87,20 +87,28 @@ class Batch:
     condition: torch.Tensor                     # (T, B, D) float32
     index: torch.Tensor                         # (B,) int64, which sequences of the split
 
+    def __reduce__(self):
+        """A loader's process sends arrays through a pipe, not shared memory, of which containers have little."""
+        return _received, (self.frames.permute(0, 1, 3, 4, 2).numpy(), self.condition.numpy(), self.index.numpy())
+
     def pin_memory(self) -> Batch:
         """Called by the loader where there is a GPU: copies from pinned memory run beside the computation."""
         return Batch(self.frames.pin_memory(), self.condition.pin_memory(), self.index)
+
+
+def _received(frames: np.ndarray, conditions: np.ndarray, index: np.ndarray) -> Batch:
+    return Batch(torch.from_numpy(frames).permute(0, 1, 4, 2, 3), torch.from_numpy(conditions), torch.from_numpy(index))
 
 
 class Windows(Dataset):
     """Windows of `length` frames, one of each sequence of a pack; no longer than these (`evaluation.require_fit`).
 
     Without a seed the first frames (evaluation). With one a random window that depends only on (seed, pass, index),
-    not on the worker that draws it.
+    not on the worker that draws it, and starts at a multiple of `stride` frames.
     """
 
-    def __init__(self, pack: Pack, length: int, seed: int | None = None) -> None:
-        self.pack, self.length, self.seed = pack, length, seed
+    def __init__(self, pack: Pack, length: int, seed: int | None = None, stride: int = 1) -> None:
+        self.pack, self.length, self.seed, self.stride = pack, length, seed, stride
 
     def __len__(self) -> int:
         return len(self.pack)
@@ -115,14 +123,13 @@ class Windows(Dataset):
         index = np.array([index for index, _ in pairs], dtype=np.int64)
         times = np.array([self._start(*pair) for pair in pairs]) + np.arange(self.length)[:, None]      # (T, B)
         frames, conditions = (np.asarray(array[index, times]) for array in (self.pack.frames, self.pack.conditions))
-        return Batch(torch.from_numpy(frames).permute(0, 1, 4, 2, 3), torch.from_numpy(conditions),
-                     torch.from_numpy(index))
+        return _received(frames, conditions, index)
 
     def _start(self, index: int, pass_: int) -> int:
         if self.seed is None:
             return 0
-        room = self.pack.frames.shape[1] - self.length + 1
-        return int(np.random.default_rng((self.seed, pass_, index + 1)).integers(room))     # + 1: 0 is the order's
+        starts = range(0, self.pack.frames.shape[1] - self.length + 1, self.stride)
+        return starts[np.random.default_rng((self.seed, pass_, index + 1)).integers(len(starts))]   # 0: of the order
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ def training_loader(pack: Pack, config: Config, steps: range, share: slice = sli
     what an unbroken one sees. `share` is the part of each batch that is wanted, where several processes share one.
     """
     keys = _TrainingKeys(config, len(pack), steps, share)
-    return _loader(Windows(pack, config.length, config.seed), keys, config.workers)
+    return _loader(Windows(pack, config.length, config.seed, 2 if config.even_starts else 1), keys, config.workers)
 
 
 def evaluation_loader(pack: Pack, length: int, batch_size: int, limit: int | None = None) -> DataLoader:

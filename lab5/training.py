@@ -6,21 +6,19 @@ line per epoch. All randomness of step s comes from (seed, s), and so does its b
 its last checkpoint as if it had not been. There is one after each epoch, before each validation, every ten minutes, and
 when Ctrl-C or SIGTERM ends the training.
 
-Started by `torchrun`, each process computes its share of every batch under `DistributedDataParallel`; the first one
-validates, writes and reports.
+Where several processes train (`lab5.processes`), each computes its share of every batch under
+`DistributedDataParallel`; the first one validates, writes and reports.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from lab5 import checkpoint, schedules
+from lab5 import checkpoint, processes, schedules
 from lab5.config import Config
 from lab5.data import Batch, Pack, condition_statistics, to_video, training_loader
 from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, require_fit
@@ -44,6 +42,7 @@ OnEpoch = Callable[[list[Record], CVAE], bool | None]
 
 LARGEST_KL = 1e4                                # nats per frame; a model that learns has tens or hundreds
 SAVE_EVERY = 600.0                              # seconds between two checkpoints within an epoch
+WORTH_MEASURING = 200                           # steps of a run that begins with measuring what is fastest
 NUMBERS = "loss mse kl kl_weight teacher_forcing lr seconds sequences_per_second".split()        # of every epoch
 
 
@@ -71,25 +70,76 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
         RunLocked: another process trains in this folder.
         Diverged: the loss became NaN or infinite, or the KL exploded.
     """
-    run, first = Path(run), _join() == 0
+    run, first = Path(run), processes.join() == 0
     for pack in (train_pack, validate_pack):
         require_fit(config, train_pack.condition_dim, pack)
     with run_lock(run) if first else nullcontext():
         tune_malloc()
-        write_or_match_config(run, config)
-        trainer = Trainer(config, train_pack, run)
-        steps = range(trainer.position, config.steps)
-        loader = iter(training_loader(train_pack, config, steps, trainer.share))
-        with tqdm(total=config.steps, initial=trainer.position, unit="step", desc="training",
-                  disable=not (progress and first)) as bar:
-            while len(trainer.history) < config.epochs:
-                trainer.finish_epoch(trainer.train_epoch(loader, bar), validate_pack)
-                stop = first and on_epoch and on_epoch(trainer.history, trainer.model)
-                if _largest(int(bool(stop)), trainer.device):
-                    break
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        return trainer.history
+        config = write_or_match_config(run, config)
+        if not config.processes and not dist.is_initialized():
+            config = write_or_match_config(run, config.replace(processes=fastest(config, train_pack)))
+        alone = config.processes < 2 or dist.is_initialized()
+        try:
+            with nullcontext() if alone else processes.companions(
+                    config.processes, "lab5.training:_companion", config, train_pack, validate_pack, run):
+                return _train(config, train_pack, validate_pack, run, progress and first, on_epoch if first else None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(f"a process that loads data has ended ({error}). The same command resumes from the last "
+                               "checkpoint; with --set workers=0 the training loads them itself") from error
+
+
+def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, progress: bool,
+           on_epoch: OnEpoch | None) -> list[Record]:
+    """What each process does."""
+    trainer = Trainer(config, train_pack, run)
+    loader = training_loader(train_pack, config, range(trainer.position, config.steps), trainer.share)
+    batches = iter(loader)
+    with tqdm(total=config.steps, initial=trainer.position, unit="step", desc="training", disable=not progress) as bar:
+        while len(trainer.history) < config.epochs:
+            trainer.finish_epoch(trainer.train_epoch(batches, bar), validate_pack)
+            stop = on_epoch and on_epoch(trainer.history, trainer.model)
+            if processes.largest(int(bool(stop)), trainer.device):
+                break
+    return trainer.history
+
+
+def _companion(config: Config, train_pack: Pack, validate_pack: Pack, run: Path) -> None:
+    """What the other processes on this machine do; what ends all of them is reported by the first."""
+    with suppress(KeyboardInterrupt, Diverged):
+        _train(config, train_pack, validate_pack, run, progress=False, on_epoch=None)
+
+
+def fastest(config: Config, pack: Pack) -> int:
+    """In how many processes of one thread each this machine trains fastest; 1: in one with all its threads.
+
+    Measured, for a few seconds, where several are possible and the run is long enough. A small model gains little from
+    a second thread, and its threads wait for each other where the machine is busy.
+    """
+    threads = torch.get_num_threads()
+    size = max(n for n in range(1, threads + 1) if config.batch_size % n == 0 and config.batch_size // n > 1)
+    if size == 1 or choose_device().type != "cpu" or config.steps < WORTH_MEASURING:
+        return 1
+    try:
+        together = _step_seconds(config, pack)
+        torch.set_num_threads(1)
+        shared = _step_seconds(config.replace(batch_size=config.batch_size // size), pack)
+    finally:
+        torch.set_num_threads(threads)
+    return size if shared < together else 1
+
+
+def _step_seconds(config: Config, pack: Pack) -> float:
+    """The shorter time of two free-running steps, after a first one."""
+    config = config.replace(tf_start=0.0, workers=0)
+    trainer = Trainer(config, pack, Path("not a run"))
+    seconds = []
+    for batch in training_loader(pack, config, range(3)):
+        started = time.perf_counter()
+        trainer._step(batch)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
 
 
 class Trainer:
@@ -97,7 +147,7 @@ class Trainer:
 
     def __init__(self, config: Config, pack: Pack, run: Path) -> None:
         self.config, self.run, self.device = config, run, choose_device()
-        self.share = _share(config.batch_size)
+        self.share = processes.share(config.batch_size)
         self.precision = choose_precision(config.precision, self.device)
         torch.manual_seed(config.seed)
         self.model = CVAE(config, pack.condition_dim)
@@ -127,7 +177,7 @@ class Trainer:
                                              "Choose another run folder")
         self.history = facts["history"]
         self._start_epoch(**facts["within"])
-        if _rank() == 0:                                        # killed between the two files, it is an epoch behind
+        if processes.rank() == 0:                                        # killed between the two files, it is an epoch behind
             write_history(self.run, self.history)
 
     @property
@@ -138,7 +188,7 @@ class Trainer:
     def record(self) -> Record:
         """Averages over the epoch's steps so far and over all processes. Raises Diverged where loss or KL exploded."""
         started = time.perf_counter()
-        loss, mse, kl = (_mean(self.losses) / self.steps).tolist()          # waits for a GPU's last steps
+        loss, mse, kl = (processes.mean(self.losses) / self.steps).tolist()          # waits for a GPU's last steps
         self.seconds += time.perf_counter() - started
         kl_weight, ratio, lr = (self.ratios / self.steps).tolist()
         epoch, lower = len(self.history) + 1, self.config.lr / 2
@@ -152,9 +202,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write all that is needed to resume from here. All processes call it, and the first writes."""
-        within = {"steps": self.steps, "losses": _mean(self.losses).tolist(), "ratios": self.ratios.tolist(),
+        within = {"steps": self.steps, "losses": processes.mean(self.losses).tolist(), "ratios": self.ratios.tolist(),
                   "seconds": self.seconds}
-        if _rank() == 0:
+        if processes.rank() == 0:
             checkpoint.save(self.run / "last.safetensors", self.model, self.optimizer, history=self.history,
                             within=within)
             write_history(self.run, self.history)
@@ -170,7 +220,7 @@ class Trainer:
                 self.seconds += time.perf_counter() - started
                 bar.update()
                 due = time.monotonic() - self.saved > SAVE_EVERY
-                request = _largest(max([*arrived, int(due)]), self.device)      # 0: none, 1: save, else a signal
+                request = processes.largest(max([*arrived, int(due)]), self.device)      # 0: none, 1: save, else a signal
                 if request:
                     self.record()                               # what has diverged is not saved
                     self.save()
@@ -195,7 +245,7 @@ class Trainer:
         with autocast(self.precision, self.device):
             terms = self.parallel(frames, batch.condition.to(self.device, non_blocking=True),
                                   noise[:, self.share].to(self.device, non_blocking=True), forced)
-            whole = replace(terms, mse=_mean(terms.mse))        # the calibrated variance is that of the whole batch
+            whole = replace(terms, mse=processes.mean(terms.mse))        # the calibrated variance is that of the whole batch
             loss = negative_elbo(config, whole, kl_weight)
         loss.backward()
         if config.grad_clip:
@@ -212,7 +262,7 @@ class Trainer:
         config = self.config
         if record["epoch"] % config.validate_every == 0 or record["epoch"] == config.epochs:
             self.save()                                         # a validation that is killed costs only itself
-            if _rank() == 0:
+            if processes.rank() == 0:
                 record["psnr"] = evaluate(
                     self.model, validate_pack, protocols=("prior_sample",), limit=config.validate_sequences,
                     seed=config.seed, precision=self.precision, progress=False).average("prior_sample")[0]
@@ -278,15 +328,21 @@ def run_lock(run: Path) -> Iterator[None]:
         yield
 
 
-def write_or_match_config(run: Path, config: Config) -> None:
-    """Write ``config.json``. Raises ValueError where the folder's run has other settings that decide the result."""
+def write_or_match_config(run: Path, config: Config) -> Config:
+    """Write ``config.json``; returns it, with the number of processes that was chosen before.
+
+    Raises ValueError where the folder's run has other settings that decide the result.
+    """
     path = run / "config.json"
     known = Config.load(path) if path.exists() else None
     if known and (differences := config.differences(known)):
         raise ValueError(f"{path}: this run folder was made with other settings ({'; '.join(differences)}). Choose "
                          "another run folder, or delete this one to start again")
+    if known and not config.processes:
+        config = config.replace(processes=known.processes)
     if known != config:                                         # the machine's settings may change
         write_text(path, config.to_json())
+    return config
 
 
 def read_history(run: Path) -> list[Record]:
@@ -327,48 +383,4 @@ def init_from(source: Path, run: Path, **changes: Any) -> Config:
         checkpoint.save(run / "best.safetensors", model, **facts)
         history = read_history(source)[:facts.get("epoch", 0)]
         checkpoint.save(run / "last.safetensors", model, history=history, within={})
-    write_or_match_config(run, config)
-    return config
-
-
-# Several processes ---------------------------------------------------------------------------------------
-
-def _join() -> int:
-    """Join the processes that `torchrun` has started, if any; returns this one's rank."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo",
-                                timeout=timedelta(hours=2))     # the others wait while the first validates
-    return _rank()
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _share(batch_size: int) -> slice:
-    """Which sequences of a batch are this process's. Raises ValueError unless all get equally many."""
-    size = dist.get_world_size() if dist.is_initialized() else 1
-    if batch_size % size:
-        raise ValueError(f"a batch of {batch_size} sequences cannot be shared equally by {size} processes; choose a "
-                         f"batch_size that {size} divides, or another number of processes")
-    part = batch_size // size
-    return slice(_rank() * part, (_rank() + 1) * part)
-
-
-def _mean(value: torch.Tensor) -> torch.Tensor:
-    """The average over all processes, through which gradients pass; in a single process the value itself."""
-    if not dist.is_initialized():
-        return value
-    return torch.distributed.nn.functional.all_reduce(value) / dist.get_world_size()
-
-
-def _largest(number: int, device: torch.device) -> int:
-    """The largest of all processes' numbers; in a single process the number itself."""
-    if not dist.is_initialized():
-        return number
-    value = torch.tensor(number, device=device)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value)
-
+    return write_or_match_config(run, config)

@@ -238,7 +238,7 @@ def test_the_robot_can_be_driven(page, lab):
     start = robot.screenshot()
     assert changes(robot.screenshot, button(wheel, "→").click)
     assert changes(model.screenshot, button(wheel, "↑").click)
-    expect(wheel.get_by_text(re.compile("^2 of 28 steps"))).to_be_visible()
+    expect(wheel.get_by_text(re.compile("^3 of 28 steps"))).to_be_visible()
     assert changes(robot.screenshot, button(wheel, "undo").click)
     button(wheel, "reset").click()
     assert soon(lambda: robot.screenshot() == start)

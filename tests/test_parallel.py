@@ -6,12 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from conftest import wait_until
 
-from lab5 import checkpoint, training
-from lab5.config import preset
+from lab5 import checkpoint, processes, training
+from lab5.config import Config, preset
 from lab5.data import training_loader
 from lab5.training import read_history
 
@@ -19,15 +20,16 @@ SETTINGS = ("precision=float32", "batch_size=4", "validate_every=2", "epochs=4",
             "tf_end=0.9")
 
 
-def command(run, data, processes, *settings):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "--", "lab5.cli"]
-    options = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
-    return [sys.executable, *(torchrun if processes > 1 else ["-m", "lab5.cli"]), "train", "--preset", "smoke",
+def command(run, data, size, *settings, torchrun=False):
+    """Train in `size` processes, which the command starts by itself, or torchrun does."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", "-m", "--", "lab5.cli"]
+    options = [part for setting in (*SETTINGS, f"processes={size}", *settings) for part in ("--set", setting)]
+    return [sys.executable, *(launcher if torchrun else ["-m", "lab5.cli"]), "train", "--preset", "smoke",
             "--run", str(run), "--data", str(data), *options]
 
 
-def train(run, data, processes, *settings):
-    result = subprocess.run(command(run, data, processes, *settings), capture_output=True, text=True)
+def train(run, data, size, *settings, torchrun=False):
+    result = subprocess.run(command(run, data, size, *settings, torchrun=torchrun), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -37,63 +39,90 @@ def close(run, other):
     for name in ("mse", "loss", "kl", "psnr"):
         values, expected = ([record[name] for record in read_history(folder) if record[name] is not None]
                             for folder in (run, other))
-        assert values == pytest.approx(expected, rel=1e-5), name
+        assert values == pytest.approx(expected, rel=1e-4 if name == "kl" else 1e-5), name
 
 
-def test_two_processes_train_the_model_that_one_trains(tiny_root, tmp_path):
-    """With the calibrated variance, which is that of the whole batch; the next test trains with the lab's objective."""
-    settings = "reconstruction=calibrated", "hierarchical=true"
+@pytest.mark.parametrize("torchrun, settings", [(True, ("reconstruction=calibrated", "hierarchical=true")), (False, ())])
+def test_two_processes_train_the_model_that_one_trains(tiny_root, tmp_path, torchrun, settings):
+    """With the calibrated variance, which is that of the whole batch, and with the lab's objective."""
     train(tmp_path / "one", tiny_root, 1, *settings)
-    printed = train(tmp_path / "two", tiny_root, 2, *settings)
+    printed = train(tmp_path / "two", tiny_root, 2, *settings, torchrun=torchrun)
     close(tmp_path / "two", tmp_path / "one")
     assert printed.count("best validation PSNR") == 1           # one process reports
 
 
-def workers(parent):
-    """Process ids of the training processes under the launcher."""
+def children(parent):
+    """Process ids of the training processes that another one started."""
     lines = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.splitlines()
     return [int(pid) for pid, ppid in map(str.split, lines) if int(ppid) == parent]
 
 
 def test_a_killed_process_ends_the_job_and_any_number_resumes_it(tiny_root, tmp_path):
-    job = subprocess.Popen(command(tmp_path / "killed", tiny_root, 2), stderr=subprocess.DEVNULL)
+    job = subprocess.Popen(command(tmp_path / "killed", tiny_root, 2), stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(read_history(tmp_path / "killed")) > 1, job)
-    os.kill(workers(job.pid)[-1], signal.SIGKILL)
-    assert job.wait(timeout=600) != 0
+    os.kill(children(job.pid)[-1], signal.SIGKILL)
+    assert "one of 2 training processes was killed" in job.communicate(timeout=600)[1] and job.returncode == 1
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
-    train(tmp_path / "killed", tiny_root, 2)
+    train(tmp_path / "killed", tiny_root, 2, torchrun=True)
     train(tmp_path / "alone", tiny_root, 1)
     train(tmp_path / "unbroken", tiny_root, 1)
     close(tmp_path / "killed", tmp_path / "unbroken")
     close(tmp_path / "alone", tmp_path / "unbroken")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_all_processes_at_one_step_which_is_saved(number, tiny_root, tmp_path):
-    """The terminal signals every process, `kill` only the launcher; both within a long epoch. No norm is frozen."""
+def test_no_process_outlives_the_first(tiny_root, tmp_path):
+    job = subprocess.Popen(command(tmp_path / "run", tiny_root, 2, "epochs=500"), stderr=subprocess.PIPE)
+    wait_until(lambda: len(read_history(tmp_path / "run")) > 1, job)
+    assert children(job.pid)
+    job.kill()
+    job.communicate(timeout=60)                                 # until none holds the other end
+
+
+@pytest.mark.parametrize("number, torchrun", [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_a_signal_stops_all_processes_at_one_step_which_is_saved(number, torchrun, tiny_root, tmp_path):
+    """Within a long epoch; no norm is frozen."""
     run = tmp_path / "run"
-    job = subprocess.Popen(command(run, tiny_root, 2, "epochs=1", "batches_per_epoch=400", "norm_freeze=1"),
-                           stderr=subprocess.PIPE, text=True, start_new_session=True)
+    settings = "epochs=1", "batches_per_epoch=400", "norm_freeze=1"
+    job = subprocess.Popen(command(run, tiny_root, 2, *settings, torchrun=torchrun), stderr=subprocess.PIPE, text=True)
     for line in job.stderr:
         if re.search(r"\b[1-9]\d*/400", line):                  # the progress bar
             break
-    (os.killpg if number == signal.SIGINT else os.kill)(job.pid, number)
+    job.send_signal(number)
     _, errors = job.communicate(timeout=600)
-    assert job.returncode != 0, errors
+    assert job.returncode != 0 and (torchrun or "Traceback" not in errors), errors
     assert 0 < checkpoint.load_model(run / "last.safetensors")[1]["within"]["steps"] < 400
+
+
+def test_the_number_of_processes_is_measured_and_kept(tiny_root, tiny_packs, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "WORTH_MEASURING", 1)
+    monkeypatch.setattr(training, "_train", lambda config, *rest: config.processes)
+    monkeypatch.setattr(processes, "companions", lambda size, *rest: nullcontext())
+    monkeypatch.setattr(training.torch, "get_num_threads", lambda: 2)
+    seconds = {4: 1.0, 2: 0.9}                                  # with two threads; half of the batch with one
+    monkeypatch.setattr(training, "_step_seconds", lambda config, pack: seconds[config.batch_size])
+    config = preset("smoke", batch_size=4)
+    for size in (2, 1, 2):                                      # at last, the first run again: not measured anew
+        run = tmp_path / str(size)
+        assert training.train(config, tiny_packs["train"], tiny_packs["validate"], run) == size
+        assert Config.load(run / "config.json").processes == size
+        seconds[2] = 1.1
+
+
+def test_a_step_is_measured_as_it_is_trained(tiny_packs):
+    assert training._step_seconds(preset("smoke"), tiny_packs["train"]) > 0
 
 
 def test_every_sequence_goes_to_one_process_and_once_per_pass(tiny_packs, monkeypatch):
     pack, config = tiny_packs["train"], preset("smoke", batch_size=4)           # 8 sequences: a pass is two steps
-    monkeypatch.setattr(training.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(training.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 2)
     given = []
     for rank in (0, 1):
-        monkeypatch.setattr(training.dist, "get_rank", lambda rank=rank: rank)
-        loader = training_loader(pack, config, range(4), training._share(4))
+        monkeypatch.setattr(processes.dist, "get_rank", lambda rank=rank: rank)
+        loader = training_loader(pack, config, range(4), processes.share(4))
         given.append([batch.index.tolist() for batch in loader])
     together = [a + b for a, b in zip(*given, strict=True)]
     assert together == [batch.index.tolist() for batch in training_loader(pack, config, range(4))]
     assert sorted(together[0] + together[1]) == list(range(8))
     with pytest.raises(ValueError, match="batch of 5 sequences cannot be shared equally by 2 processes"):
-        training._share(5)
+        processes.share(5)

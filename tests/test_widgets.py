@@ -100,7 +100,7 @@ def test_the_simulated_robot_repeats_the_sequence_under_its_actions(lab):
 def test_actions_lead_where_they_led(lab):
     """The fitted motion against the positions of the test split: in the plane to a millimetre, in height to 2 cm."""
     motion, rows = Motion(lab.pack("train")), np.asarray(lab.pack("test").conditions, dtype=float)
-    guess = np.array([[motion(row[4:], row[:4]) for row in sequence[:-1]] for sequence in rows])
+    guess = np.array([[motion(row[4:], row[:4], t) for t, row in enumerate(sequence[:-1])] for sequence in rows])
     error = np.abs(guess - rows[:, 1:, 4:]).mean(axis=(0, 1))
     assert error[:2].max() < 1e-3 and error[2] < 2e-2
 
@@ -111,9 +111,9 @@ def test_steps_are_shown_and_can_be_taken_back(lab):
     wheel.lift.value = True
     press(wheel.widget, "→")
     press(wheel.widget, "→")
-    assert [tuple(action) for action in wheel.actions] == [(0, REACH, 1, 0)] * 2
+    assert [tuple(action) for action in wheel.actions] == [(0, REACH, 1, 0)] * 3      # frame 1, then 2 and 3
     after = shown(wheel.stage, "the simulated robot")
-    assert (after != start).any() and wheel.words.value.startswith("2 of 28 steps")
+    assert (after != start).any() and wheel.words.value.startswith("3 of 28 steps")
     press(wheel.widget, "undo")
     press(wheel.widget, "→")
     assert (shown(wheel.stage, "the simulated robot") == after).all()           # the same again after an undo

@@ -16,7 +16,7 @@ from lab5.workbook.run import SIMULATION_SEED, Run, as_pictures
 from lab5.workbook.widgets import Curve, Stage, button
 
 ACTION = 4                                      # numbers of a condition that are the action; the rest is the position
-LONGEST = 28                                    # steps of a drive
+LONGEST = 28                                    # frames of a drive
 # The pad: a sign, where the arm goes, and the signs of dx and dy, which point to the viewer and to the right
 PAD = (("↖", "away and left", (-1, -1)), ("↑", "away", (-1, 0)), ("↗", "away and right", (-1, 1)),
        ("←", "left", (0, -1)), ("•", "stay", (0, 0)), ("→", "right", (0, 1)),
@@ -31,28 +31,32 @@ def steerable(lab: Run) -> bool:
 class Motion:
     """Where an action takes the end-effector: p(t+1) = A [a(t), p(t), 1], fitted to a split by least squares.
 
-    The model is conditioned on positions as well as actions, and for a new drive no positions are recorded.
+    The model is conditioned on positions as well as actions, and for a new drive no positions are recorded. An action
+    holds for two frames and is carried out unevenly, so even and odd t have a map each.
     """
 
     def __init__(self, pack: Pack) -> None:
         rows = np.asarray(pack.conditions[:512], dtype=np.float64)                              # (N, T, 7)
-        before, after = rows[:, :-1].reshape(-1, rows.shape[-1]), rows[:, 1:, ACTION:].reshape(-1, 3)
-        self._map = np.linalg.lstsq(np.column_stack([before, np.ones(len(before))]), after, rcond=None)[0]
-        self._low, self._high = after.min(axis=0), after.max(axis=0)
+        before = np.concatenate([rows, np.ones_like(rows[..., :1])], axis=-1)[:, :-1]
+        after = rows[:, 1:, ACTION:]
+        self._maps = [np.linalg.lstsq(before[:, phase::2].reshape(-1, before.shape[-1]),
+                                      after[:, phase::2].reshape(-1, 3), rcond=None)[0] for phase in range(2)]
+        self._low, self._high = after.min(axis=(0, 1)), after.max(axis=(0, 1))
 
-    def __call__(self, position: np.ndarray, action: np.ndarray) -> np.ndarray:
-        """The next position (3,), within the range of the split."""
-        return (np.concatenate([action, position, [1.0]]) @ self._map).clip(self._low, self._high)
+    def __call__(self, position: np.ndarray, action: np.ndarray, t: int) -> np.ndarray:
+        """The position (3,) at frame t + 1, within the range of the split, from that at frame t."""
+        return (np.concatenate([action, position, [1.0]]) @ self._maps[t % 2]).clip(self._low, self._high)
 
 
 class Drive:
     """The user steers, and the model predicts what follows, each frame from its prediction before.
 
-    The first frames are those of test sequence `index`; a button takes a step. The run must be `steerable`.
+    The first frames are those of test sequence `index`. A button makes a move: an action for two frames, as in the
+    data; the first move gets the frames that the context's last action leaves. The run must be `steerable`.
     """
 
     def __init__(self, lab: Run, index: int) -> None:
-        self.index, self.actions, self.model, pack = index, [], lab.model(), lab.pack("test")
+        self.index, self.moves, self.model, pack = index, [], lab.model(), lab.pack("test")
         self.n_past = self.model.config.n_past
         batch = Windows(pack, self.n_past)[index]
         self.context, self.rows = batch.frames, batch.condition[:, 0].double().numpy()          # rows (n_past, 7)
@@ -64,6 +68,11 @@ class Drive:
 
     # What follows from actions ---------------------------------------------------------------------------
 
+    @property
+    def actions(self) -> list[np.ndarray]:
+        """The action (4,) of every frame from the last context frame on; one begins at every even frame."""
+        return [action for action in self.moves for _ in range(2)][(self.n_past - 1) % 2:]
+
     def conditions(self, actions: list[np.ndarray]) -> np.ndarray:
         """Conditions (n_past + len(actions), 7): the context's, then the actions and where they lead.
 
@@ -72,7 +81,7 @@ class Drive:
         rows, position = [*self.rows[:-1]], self.rows[-1, ACTION:]
         for action in actions:
             rows.append(np.concatenate([action, position]))
-            position = self.motion(position, action)
+            position = self.motion(position, action, len(rows) - 1)
         return np.stack([*rows, np.concatenate([actions[-1], position])])
 
     def imagine(self, actions: list[np.ndarray]) -> np.ndarray:
@@ -102,20 +111,20 @@ class Drive:
         self.lift, self.grip = (ipywidgets.Checkbox(False, description=name, indent=False)
                                 for name in ("lift", "close the gripper"))
         self.steps = [button(sign, functools.partial(self.step, *move), why) for sign, why, move in PAD]
-        self.undo = button("undo", self.take_back, "take the last step back")
+        self.undo = button("undo", self.take_back, "take the last move back")
         self.reset = button("reset", functools.partial(self.take_back, everything=True), "back to the context frames")
         pad = ipywidgets.GridBox(self.steps, layout={"grid_template_columns": "repeat(3, 3.4em)"})
         rest = ipywidgets.VBox([self.lift, self.grip, ipywidgets.HBox([self.undo, self.reset])])
         self.widget = ipywidgets.VBox([self.stage, ipywidgets.HBox([pad, rest]), self.words, self.curve])
 
     def step(self, down: int, right: int) -> None:
-        """Take one step as far as possible in a direction of the picture, lifting and gripping as the boxes say."""
+        """Move as far as possible in a direction of the picture, lifting and gripping as the boxes say."""
         if len(self.actions) < LONGEST:
-            self.actions.append(np.array([down * REACH, right * REACH, self.lift.value, self.grip.value]))
+            self.moves.append(np.array([down * REACH, right * REACH, self.lift.value, self.grip.value]))
         self.draw()
 
     def take_back(self, everything: bool = False) -> None:
-        del self.actions[0 if everything else -1:]
+        del self.moves[0 if everything else -1:]
         self.draw()
 
     def draw(self) -> None:
