@@ -94,7 +94,7 @@ def test_after_a_stop_the_training_notebook_shows_what_is_there_and_trains_no_fu
     notebook = nbformat.read(path, 4)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
-            cell.source = f"preset, run, data, share = 'smoke', {str(tmp_path / 'run')!r}, {str(tiny_root)!r}, 0.5"
+            cell.source = f"preset, run, data = 'smoke', {str(tmp_path / 'run')!r}, {str(tiny_root)!r}"
         if "as view:\n" in cell.source and cell.cell_type == "code":
             cell.source = cell.source.replace("as view:\n", "as view:\n    view.button.click()\n")
             training = cell
