@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from lab5.files import cores, tune_malloc
 from lab5.formats.tree import open_or_pack
 from lab5.model import CVAE, negative_elbo
 from lab5.robot.simulator import simulate
+from lab5.training import read_history
 from lab5.workbook.show import machine, table
 
 Row = tuple[str, float, float, str]             # what, the plain way's rate, the package's, the unit
@@ -164,6 +167,27 @@ def simulating(count: int = 16) -> Row:
     return f"simulating: 1 and {cores()} processes", frames / seconds[0], frames / seconds[1], "frames/s"
 
 
+def training_runs(root: Path, config: Config, at_once: int) -> Row:
+    """Whole runs without teacher forcing, several at once: each in one process with all threads, and in one per core.
+
+    The rate is that of each run's second epoch.
+    """
+    rates = []
+    for processes in (1, cores()):
+        with tempfile.TemporaryDirectory() as folder:
+            runs = [Path(folder, str(number)) for number in range(at_once)]
+            settings = f"processes={processes}", "tf_start=0", "epochs=2", "batches_per_epoch=16", "validate_every=2"
+            options = [part for setting in settings for part in ("--set", setting)]
+            jobs = [subprocess.Popen([sys.executable, "-m", "lab5.cli", "train", "--preset", config.preset, "--run", run,
+                                      "--data", root, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                    for run in runs]
+            for job in jobs:
+                job.wait()
+            rates.append(np.mean([read_history(run)[-1]["sequences_per_second"] for run in runs]))
+    what = f"{at_once} training runs at once" if at_once > 1 else "a training run"
+    return f"{what}, width {config.width}: all threads in one process, one per process", *rates, "sequences/s each"
+
+
 def report(rows: list[Row]) -> str:
     return table("what", "plain", "here", "", "ratio", rows=[
         (what, f"{plain:,.3g}", f"{here:,.3g}", unit, f"**{here / plain:.1f}**") for what, plain, here, unit in rows])
@@ -180,8 +204,9 @@ def main() -> None:
     rows += [training_steps(full, forced, options.repeats) for forced in (True, False)]
     rows += [training_steps(quick, forced, options.repeats) for forced in (True, False)]
     with tempfile.TemporaryDirectory() as folder:
-        simulate(folder, 48, 1, 16, progress=False)
+        simulate(folder, 48, 4, 16, progress=False)
         rows.append(reading(Path(folder), open_or_pack(folder, "train", progress=False), full))
+        rows += [training_runs(Path(folder), quick, at_once) for at_once in (1, 2)]
         rate, grown = best_of(Path(folder), quick)
     rows += [scoring(), simulating()]
     print(f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n\n{report(rows)}\n\n"
