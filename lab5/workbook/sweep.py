@@ -26,16 +26,18 @@ from lab5.workbook.show import PROJECT, machine, table
 Options = dict[str, dict]                       # what a reader sees -> the settings that it changes
 
 EXTRAS = ("learned_prior", "conditional_convolution", "hierarchical", "aligned")
-ALL_FOUR = dict.fromkeys(EXTRAS, True)
+NONE, ALL_FOUR = dict.fromkeys(EXTRAS, False), dict.fromkeys(EXTRAS, True)
+ONE = {name.replace("_", " "): {**NONE, name: True} for name in EXTRAS}
 CORE: dict[str, Options] = {
     "KL schedule": {"none": {"kl_schedule": "zero"}, "monotonic": {"kl_schedule": "monotonic"},
                     "cyclical": {"kl_schedule": "cyclical"}},
-    "Teacher forcing": {"always": {"tf_start": 1.0, "tf_min": 1.0}, "never": {"tf_start": 0.0, "tf_min": 0.0}},
-    "Extras": {"none": {}, "all four": ALL_FOUR},
+    "Teacher forcing": {"always": {"tf_start": 1.0, "tf_min": 1.0}, "never": {"tf_start": 0.0, "tf_min": 0.0},
+                        "decayed": {"tf_start": 1.0, "tf_min": 0.0}},
+    "Extras": {"none": NONE, "conditional convolution": ONE["conditional convolution"], "all four": ALL_FOUR},
 }
 FULL: dict[str, Options] = {
     "KL schedule": CORE["KL schedule"],
-    "Teacher forcing": {**CORE["Teacher forcing"], "decayed": {"tf_start": 1.0, "tf_min": 0.0}},
+    "Teacher forcing": CORE["Teacher forcing"],
     "Learning rate": {f"{lr:g}": {"lr": lr} for lr in (1e-3, 3e-3, 1e-2)},
     "Condition": {"step t-1": {"condition": "previous"}, "step t": {"condition": "target"},
                   "both": {"condition": "both"}, "none": {"condition": "none"}},
@@ -43,7 +45,7 @@ FULL: dict[str, Options] = {
                    "the newest frame": {"skip": "latest"}},
     "Reconstruction": {"MSE, β = 0.0001": {"beta": 1e-4}, "MSE, β = 1": {"beta": 1.0},
                        "calibrated": {"reconstruction": "calibrated"}},
-    "Extras": {"none": {}, **{name.replace("_", " "): {name: True} for name in EXTRAS}, "all four": ALL_FOUR},
+    "Extras": {"none": NONE, **ONE, "all four": ALL_FOUR},
 }
 SWEEPS = {"core": CORE, "extras": {"Extras": FULL["Extras"]}, "full": FULL}
 PROTOCOLS = ("prior_sample", "prior_mean")
