@@ -132,24 +132,16 @@ class Windows(Dataset):
         return starts[np.random.default_rng((self.seed, pass_, index + 1)).integers(len(starts))]   # 0: of the order
 
 
-@dataclass(frozen=True)
-class _TrainingKeys:
+def _training_keys(config: Config, count: int, steps: range, share: slice) -> Iterator[list[tuple[int, int]]]:
     """The keys of each step's batch: consecutive parts of endless passes, each in an order from (seed, pass) alone."""
+    @lru_cache(maxsize=1)
+    def order(pass_: int) -> list[int]:
+        return np.random.default_rng((config.seed, pass_)).permutation(count).tolist()
 
-    config: Config
-    count: int                                  # sequences of the split
-    steps: range
-    share: slice                                # of each batch, this process's
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        @lru_cache(maxsize=1)
-        def order(pass_: int) -> list[int]:
-            return np.random.default_rng((self.config.seed, pass_)).permutation(self.count).tolist()
-
-        for step in self.steps:
-            batch = range(step * self.config.batch_size, (step + 1) * self.config.batch_size)
-            positions = (divmod(position, self.count) for position in batch[self.share])
-            yield [(order(pass_)[place], pass_) for pass_, place in positions]
+    for step in steps:
+        batch = range(step * config.batch_size, (step + 1) * config.batch_size)
+        positions = (divmod(position, count) for position in batch[share])
+        yield [(order(pass_)[place], pass_) for pass_, place in positions]
 
 
 def training_loader(pack: Pack, config: Config, steps: range, share: slice = slice(None)) -> DataLoader:
@@ -158,7 +150,7 @@ def training_loader(pack: Pack, config: Config, steps: range, share: slice = sli
     A batch depends on the seed and its step alone, so a run that resumes at step s, with any number of workers, sees
     what an unbroken one sees. `share` is the part of each batch that is wanted, where several processes share one.
     """
-    keys = _TrainingKeys(config, len(pack), steps, share)
+    keys = _training_keys(config, len(pack), steps, share)
     return _loader(Windows(pack, config.length, config.seed, 2 if config.even_starts else 1), keys, config.workers)
 
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from lab5.config import Config
 from lab5.data import Batch, DataError, Pack, evaluation_loader, to_video
-from lab5.files import tune_malloc, write_atomically, write_text
+from lab5.files import tune_malloc, write_text
 from lab5.metrics import grade, psnr, ssim
 from lab5.model import CVAE
 
@@ -118,32 +118,24 @@ class Evaluation:
         return "\n".join(lines)
 
     def save(self, folder: Path) -> None:
-        """Write summary.json (averages), per_sequence.csv and steps.npz (all arrays), each atomically."""
-        arrays = {f"{measure}_{p}": values for measure in METRICS for p, values in getattr(self, measure).items()}
-        summary = {**self.facts, "sequences": len(self.names), "grade": self.grade, **{
-            measure: {p: dict(zip(("mean", "half_width_95"), self.average(p, measure), strict=True))
-                      for p in getattr(self, measure)} for measure in METRICS}}
-        rows = np.column_stack([self.names, *(np.char.mod("%.4f", array.mean(axis=1)) for array in arrays.values())])
-
-        def write_steps(path: Path) -> None:
-            with open(path, "wb") as file:                      # a file, or numpy would change its name
-                np.savez_compressed(file, names=np.array(self.names), facts=json.dumps(self.facts), **arrays)
-
-        write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        write_text(folder / "per_sequence.csv", "".join(",".join(row) + "\n" for row in [["sequence", *arrays], *rows]))
-        write_atomically(folder / "steps.npz", write_steps)
+        """Write scores.json, atomically: the facts, the averages, and all scores to four decimals."""
+        scores = {measure: {p: np.round(values.astype(float), 4).tolist() for p, values in getattr(self, measure).items()}
+                  for measure in METRICS}
+        averages = {measure: {p: dict(zip(("mean", "half_width_95"), self.average(p, measure), strict=True))
+                              for p in scores[measure]} for measure in METRICS}
+        content = {"facts": self.facts, "grade": self.grade, "averages": averages, "names": self.names, **scores}
+        write_text(folder / "scores.json", json.dumps(content) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:
         """Read what `save` wrote. Raises ValueError naming the file when it is missing or damaged."""
-        path = folder / "steps.npz"
+        path = folder / "scores.json"
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                scores = {measure: {p: arrays[f"{measure}_{p}"] for p in PROTOCOLS if f"{measure}_{p}" in arrays}
-                          for measure in METRICS}
-                names, facts = arrays["names"].tolist(), dict(json.loads(str(arrays["facts"])))
-            return cls(**scores, names=names, facts=facts)
-        except Exception as error:              # zipfile, zlib and numpy have exceptions of their own
+            content = json.loads(path.read_text(encoding="utf-8"))
+            scores = {measure: {p: np.array(values, np.float32) for p, values in content[measure].items()}
+                      for measure in METRICS}
+            return cls(**scores, names=list(content["names"]), facts=dict(content["facts"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: not a saved evaluation ({error}); delete the folder and evaluate again"
                              ) from error
 

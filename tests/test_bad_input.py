@@ -77,7 +77,7 @@ def sound_checkpoint(folder):
 def sound_scores(folder):
     scores = {"prior_sample": np.ones((2, 3))}
     Evaluation(scores, scores, ["a", "b"], {}).save(folder)
-    return folder / "steps.npz"
+    return folder / "scores.json"
 
 
 KINDS = {                                       # a sound input, its reader, and what every message names
@@ -87,7 +87,7 @@ KINDS = {                                       # a sound input, its reader, and
     "history": (sound_history, lambda path: read_history(path.parent), "history.jsonl"),
     "weights": (sound_weights, checkpoint.load_model, "best.safetensors"),
     "checkpoint": (sound_checkpoint, lambda path: checkpoint.restore(path, *trained()), "last.safetensors"),
-    "scores": (sound_scores, lambda path: Evaluation.load(path.parent), "steps.npz"),
+    "scores": (sound_scores, lambda path: Evaluation.load(path.parent), "scores.json"),
 }
 WAYS_OUT = {"pack": "regenerates it", "config": "choose another run folder", "run": "", "history": "Restore the file",
             "weights": "Delete it", "checkpoint": "", "scores": "evaluate again"}
@@ -208,7 +208,7 @@ ROWS = [                                        # kind, damage, words of the mes
     ("checkpoint", tensor(MEAN, torch.zeros(3)), "size mismatch for condition_mean"),
     ("checkpoint", content(lambda found: found[:-5]), "damaged"),
 
-    ("scores", lambda path: np.savez(path, names=["a"], facts="[1]"), "not a saved evaluation"),
+    ("scores", lambda path: path.write_text('{"names": ["a"], "facts": [1]}'), "not a saved evaluation"),
     ("scores", content(lambda found: found[:-50]), "not a saved evaluation"),
 ]
 

@@ -38,8 +38,8 @@ def test_train_changes_settings_and_evaluate_scores_the_run(tiny_root, tmp_path,
     assert main(["evaluate", *run]) == 0
     printed = capsys.readouterr().out
     assert "prior sample (graded)" in printed and "average PSNR" in printed and "grade" in printed
-    summary = json.loads((tmp_path / "run" / "evaluation" / "test" / "summary.json").read_text())
-    assert f"{summary['psnr']['prior_sample']['mean']:.2f}" in printed
+    scores = json.loads((tmp_path / "run" / "evaluation" / "test" / "scores.json").read_text())
+    assert f"{scores['averages']['psnr']['prior_sample']['mean']:.2f}" in printed
 
 
 def test_train_begins_with_the_weights_of_another_run(tiny_root, tmp_path, capsys):

@@ -122,7 +122,7 @@ def test_a_killed_sweep_leaves_no_process_and_resumes_to_the_same_table(tiny_roo
             return [line | {"seconds": None} for line in csv.DictReader(file)]
 
     def scored():
-        return [*tmp_path.glob("killed/variants/*/evaluation/test/steps.npz")]
+        return [*tmp_path.glob("killed/variants/*/evaluation/test/scores.json")]
 
     process = begin()
     wait_until(scored, process)                                 # another of the three has not begun, or is on its way

@@ -1,14 +1,17 @@
 """Two processes that train one model: the numbers of one, each sequence once, one writer, and no loss when one dies."""
 
 import os
+import pickle
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
+import torch
 from conftest import wait_until
 
 from lab5 import checkpoint, processes, training
@@ -76,6 +79,24 @@ def test_no_process_outlives_the_first(tiny_root, tmp_path):
     assert children(job.pid)
     job.kill()
     job.communicate(timeout=60)                                 # until none holds the other end
+
+
+def test_a_loader_that_is_killed_ends_the_training_with_the_way_out(tiny_root, tmp_path):
+    job = subprocess.Popen(command(tmp_path / "run", tiny_root, 1, "workers=2", "epochs=500"), stderr=subprocess.PIPE,
+                           text=True)
+    wait_until(lambda: len(read_history(tmp_path / "run")) > 1, job)
+    os.kill(children(job.pid)[-1], signal.SIGKILL)
+    errors = job.communicate(timeout=60)[1]
+    assert job.returncode == 1 and "resumes from the last checkpoint; with --set workers=0" in errors
+
+
+def test_batches_reach_the_training_without_shared_memory(tiny_packs):
+    """A container's /dev/shm holds 64 MB, and a batch that found no room there never arrived."""
+    batch, = training_loader(tiny_packs["train"], preset("smoke"), range(1))
+    sent = bytes(ForkingPickler.dumps(batch))
+    received = pickle.loads(sent)
+    assert len(sent) > batch.frames.numel() and torch.equal(received.frames, batch.frames)
+    assert received.frames.stride() == batch.frames.stride()    # channels last in memory
 
 
 @pytest.mark.parametrize("number, torchrun", [(signal.SIGINT, False), (signal.SIGTERM, True)])

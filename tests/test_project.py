@@ -20,7 +20,7 @@ DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")])
 CARD = "torch torchvision jupyterlab matplotlib ipywidgets imageio nbval papermill".split()
 
 # The core, each module importing only from those before it; then the rooms, and which rooms each may import
-CORE = "files config schedules metrics latents layers model data checkpoint evaluation training".split()
+CORE = "files config schedules metrics latents layers model data checkpoint evaluation processes training".split()
 ROOMS = {"formats": set(), "robot": {"formats"}, "workbook": {"robot", "formats"},
          "handin": {"workbook", "robot", "formats"}}
 

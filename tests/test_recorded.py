@@ -1,6 +1,5 @@
 """The run that comes with the workbook: its weights score what is recorded, and README says so."""
 
-import json
 import re
 
 import numpy as np
@@ -50,8 +49,6 @@ def test_readme_quotes_the_recorded_scores():
     scores = Evaluation.load(RECORDED / "evaluation" / "test")
     (mean, half), (ssim, _) = scores.average("prior_sample"), scores.average("prior_sample", "ssim")
     assert f"{mean:.2f} ± {half:.2f} | {ssim:.3f} |" in README.replace("*", "")
-    summary = json.loads((RECORDED / "evaluation" / "test" / "summary.json").read_text())
-    assert summary["psnr"]["prior_sample"]["mean"] == mean
     for protocol in ("repeat_last", "copy_previous"):
         assert re.search(rf"\b{scores.average(protocol)[0]:.2f}\b", README)
 

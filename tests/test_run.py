@@ -27,7 +27,7 @@ def trained(tiny_root, tmp_path_factory) -> Run:
 
 def test_a_run_folder_keeps_its_configuration_and_its_data(trained):
     lab = open_run("quick", str(trained.folder))
-    assert lab.config == trained.config and lab.data == trained.data
+    assert lab.config.hash == trained.config.hash and lab.data == trained.data
 
 
 def test_without_data_the_robot_is_simulated_in_a_folder_of_its_size(tmp_path):
@@ -53,10 +53,10 @@ def test_scores_are_kept_until_the_weights_change(trained, tiny_root, tmp_path):
     shutil.copytree(trained.folder, tmp_path / "run")
     lab = Run(trained.config, tmp_path / "run", tiny_root)
     first = lab.evaluation(protocols=("prior_sample",))
-    table = lab.folder / "evaluation" / "test" / "steps.npz"
+    table = lab.folder / "evaluation" / "test" / "scores.json"
     written = table.stat().st_mtime_ns
     again = lab.evaluation(protocols=("prior_sample",))
-    assert np.array_equal(again.psnr["prior_sample"], first.psnr["prior_sample"])
+    assert np.allclose(again.psnr["prior_sample"], first.psnr["prior_sample"], atol=1e-4)
     assert table.stat().st_mtime_ns == written
     both = ("prior_sample", "repeat_last")
     assert set(lab.evaluation(protocols=both).psnr) == set(both)                    # more is asked for
@@ -71,7 +71,7 @@ def test_weights_from_elsewhere_are_scored_and_never_replaced_by_training(traine
     folder.mkdir()
     shutil.copy(trained.folder / "best.safetensors", folder)
     lab = open_run("quick", str(folder), str(tiny_root))
-    assert lab.config == trained.config
+    assert lab.config.hash == trained.config.hash
     expected = evaluate(trained.model(), trained.pack("test"), protocols=("prior_sample",), progress=False)
     assert lab.evaluation(protocols=("prior_sample",)).average("prior_sample") == expected.average("prior_sample")
     before = (folder / "best.safetensors").read_bytes()

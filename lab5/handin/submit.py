@@ -12,7 +12,7 @@ from lab5.workbook.run import PROJECT, Run
 SOURCE = ("README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "tests/*.py", "figures/draw.py",
           "figures/*.csv", *(f"lab5/**/*.{kind}" for kind in ("py", "xml", "typ", "mplstyle")))
 REPORT = ("report.pdf", "notebooks/*.ipynb", "figures/*.*")
-RESULTS = ("config.json", "history.jsonl", "evaluation/test/*.json", "evaluation/test/*.csv")
+RESULTS = ("config.json", "history.jsonl", "evaluation/test/*.json")
 
 
 def submit(lab: Run, details: Details, folder: Path, weights: bool = False) -> Path:

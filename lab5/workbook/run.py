@@ -177,7 +177,7 @@ class Run:
         """Scores of the best weights on a whole split; computed once and kept in the run folder."""
         folder, model, pack = self.folder / "evaluation" / split, self.model(), self.pack(split)
         weights = checkpoint.weights_sha(self.folder / "best.safetensors")
-        if (folder / "steps.npz").exists():
+        if (folder / "scores.json").exists():
             found = Evaluation.load(folder)
             same = (found.facts.get("weights"), found.facts.get("data")) == (weights, pack.data_sha)
             if same and set(protocols) <= set(found.psnr):
