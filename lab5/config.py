@@ -143,8 +143,8 @@ PRESETS: dict[str, Config] = {
         sim_train=8, sim_validate=4, sim_test=4),
     # minutes on 2 cores: a model that is clearly better than the baselines
     "quick": Config(
-        preset="quick", width=8, g_dim=96, z_dim=16, rnn_size=128, conditional_convolution=True, epochs=30,
-        batches_per_epoch=72, batch_size=8, lr=3e-3, norm_freeze=0.5, tf_hold=0.1, tf_end=0.5, validate_every=2, validate_sequences=32,
+        preset="quick", width=8, g_dim=96, z_dim=16, rnn_size=128, conditional_convolution=True, epochs=28,
+        batches_per_epoch=54, batch_size=8, lr=3e-3, norm_freeze=0.5, tf_hold=0.1, tf_end=0.5, validate_every=2, validate_sequences=32,
         sim_train=576, sim_validate=32, sim_test=64),
     # an hour and a half of one core: the recorded run, with the extra that helps most
     "standard": Config(
