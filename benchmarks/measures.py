@@ -178,8 +178,8 @@ def training_runs(root: Path, config: Config, at_once: int) -> Row:
             runs = [Path(folder, str(number)) for number in range(at_once)]
             settings = f"processes={processes}", "tf_start=0", "epochs=2", "batches_per_epoch=16", "validate_every=2"
             options = [part for setting in settings for part in ("--set", setting)]
-            jobs = [subprocess.Popen([sys.executable, "-m", "lab5.cli", "train", "--preset", config.preset, "--run", run,
-                                      "--data", root, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            command = [sys.executable, "-m", "lab5.cli", "train", "--preset", config.preset, "--data", root, *options]
+            jobs = [subprocess.Popen([*command, "--run", run], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                     for run in runs]
             for job in jobs:
                 job.wait()

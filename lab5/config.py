@@ -34,7 +34,7 @@ class Config(BaseModel):
     condition: Literal["previous", "target", "both", "none"] = "both"
     #   whose action and position the step t-1 -> t is conditioned on: t-1's, t's, or both; "none": action-free
 
-    even_starts: bool = True            # training windows begin at even frames, where BAIR's actions begin, as in testing
+    even_starts: bool = True            # training windows begin at even frames, as BAIR's actions do, and as in testing
 
     # Model (SVG's sizes: Denton & Fergus 2018, appendix)
     width: Size = 64                    # channels of the first convolution; 64 is VGG-64, 22 M parameters
@@ -144,8 +144,8 @@ PRESETS: dict[str, Config] = {
     # minutes on 2 cores: a model that is clearly better than the baselines
     "quick": Config(
         preset="quick", width=8, g_dim=96, z_dim=16, rnn_size=128, conditional_convolution=True, epochs=28,
-        batches_per_epoch=54, batch_size=8, lr=3e-3, norm_freeze=0.5, tf_hold=0.1, tf_end=0.5, validate_every=2, validate_sequences=32,
-        sim_train=576, sim_validate=32, sim_test=64),
+        batches_per_epoch=54, batch_size=8, lr=3e-3, norm_freeze=0.5, tf_hold=0.1, tf_end=0.5, validate_every=2,
+        validate_sequences=32, sim_train=576, sim_validate=32, sim_test=64),
     # an hour and a half of one core: the recorded run, with the extra that helps most
     "standard": Config(
         preset="standard", width=16, conditional_convolution=True, epochs=45, batches_per_epoch=100, batch_size=8,

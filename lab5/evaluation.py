@@ -119,7 +119,7 @@ class Evaluation:
 
     def save(self, folder: Path) -> None:
         """Write scores.json, atomically: the facts, the averages, and all scores to four decimals."""
-        scores = {measure: {p: np.round(values.astype(float), 4).tolist() for p, values in getattr(self, measure).items()}
+        scores = {measure: {p: values.astype(float).round(4).tolist() for p, values in getattr(self, measure).items()}
                   for measure in METRICS}
         averages = {measure: {p: dict(zip(("mean", "half_width_95"), self.average(p, measure), strict=True))
                               for p in scores[measure]} for measure in METRICS}

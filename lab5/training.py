@@ -177,7 +177,7 @@ class Trainer:
                                              "Choose another run folder")
         self.history = facts["history"]
         self._start_epoch(**facts["within"])
-        if processes.rank() == 0:                                        # killed between the two files, it is an epoch behind
+        if processes.rank() == 0:                               # killed between the two files, it is an epoch behind
             write_history(self.run, self.history)
 
     @property
@@ -220,7 +220,7 @@ class Trainer:
                 self.seconds += time.perf_counter() - started
                 bar.update()
                 due = time.monotonic() - self.saved > SAVE_EVERY
-                request = processes.largest(max([*arrived, int(due)]), self.device)      # 0: none, 1: save, else a signal
+                request = processes.largest(max([*arrived, int(due)]), self.device)    # 0: no, 1: save, else a signal
                 if request:
                     self.record()                               # what has diverged is not saved
                     self.save()
@@ -245,7 +245,7 @@ class Trainer:
         with autocast(self.precision, self.device):
             terms = self.parallel(frames, batch.condition.to(self.device, non_blocking=True),
                                   noise[:, self.share].to(self.device, non_blocking=True), forced)
-            whole = replace(terms, mse=processes.mean(terms.mse))        # the calibrated variance is that of the whole batch
+            whole = replace(terms, mse=processes.mean(terms.mse))       # the calibrated variance is of the whole batch
             loss = negative_elbo(config, whole, kl_weight)
         loss.backward()
         if config.grad_clip:

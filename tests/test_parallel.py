@@ -45,7 +45,8 @@ def close(run, other):
         assert values == pytest.approx(expected, rel=1e-4 if name == "kl" else 1e-5), name
 
 
-@pytest.mark.parametrize("torchrun, settings", [(True, ("reconstruction=calibrated", "hierarchical=true")), (False, ())])
+@pytest.mark.parametrize("torchrun, settings", [
+    (True, ("reconstruction=calibrated", "hierarchical=true")), (False, ())])
 def test_two_processes_train_the_model_that_one_trains(tiny_root, tmp_path, torchrun, settings):
     """With the calibrated variance, which is that of the whole batch, and with the lab's objective."""
     train(tmp_path / "one", tiny_root, 1, *settings)

@@ -38,8 +38,8 @@ class Overfit:
         posterior, least = self.scores["posterior"], self.scores["repeat_last"] + LEAST_GAIN
         found = [f"nothing from {', '.join(self.idle)} reaches the loss: no gradient comes back"] if self.idle else []
         if not posterior >= least:                              # NaN fails too
-            found.append(f"z from the posterior gives {posterior:.1f} dB, expected {least:.1f} dB or more, {LEAST_GAIN:g} "
-                         "above the repeated last frame: look at the decoder, the loss and the optimizer")
+            found.append(f"z from the posterior gives {posterior:.1f} dB, expected {least:.1f} dB or more, "
+                         f"{LEAST_GAIN:g} above the repeated last frame: look at the decoder, the loss, the optimizer")
         return found
 
     def figure(self, index: int = 0) -> Figure:
