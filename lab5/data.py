@@ -89,14 +89,14 @@ class Batch:
 
     def __reduce__(self):
         """A loader's process sends arrays through a pipe, not shared memory, of which containers have little."""
-        return _received, (self.frames.permute(0, 1, 3, 4, 2).numpy(), self.condition.numpy(), self.index.numpy())
+        return _to_batch, (self.frames.permute(0, 1, 3, 4, 2).numpy(), self.condition.numpy(), self.index.numpy())
 
     def pin_memory(self) -> Batch:
         """Called by the loader where there is a GPU: copies from pinned memory run beside the computation."""
         return Batch(self.frames.pin_memory(), self.condition.pin_memory(), self.index)
 
 
-def _received(frames: np.ndarray, conditions: np.ndarray, index: np.ndarray) -> Batch:
+def _to_batch(frames: np.ndarray, conditions: np.ndarray, index: np.ndarray) -> Batch:
     return Batch(torch.from_numpy(frames).permute(0, 1, 4, 2, 3), torch.from_numpy(conditions), torch.from_numpy(index))
 
 
@@ -123,13 +123,14 @@ class Windows(Dataset):
         index = np.array([index for index, _ in pairs], dtype=np.int64)
         times = np.array([self._start(*pair) for pair in pairs]) + np.arange(self.length)[:, None]      # (T, B)
         frames, conditions = (np.asarray(array[index, times]) for array in (self.pack.frames, self.pack.conditions))
-        return _received(frames, conditions, index)
+        return _to_batch(frames, conditions, index)
 
     def _start(self, index: int, pass_: int) -> int:
         if self.seed is None:
             return 0
         starts = range(0, self.pack.frames.shape[1] - self.length + 1, self.stride)
-        return starts[np.random.default_rng((self.seed, pass_, index + 1)).integers(len(starts))]   # 0: of the order
+        rng = np.random.default_rng((self.seed, pass_, index + 1))              # index + 1, since 0 is the order's
+        return starts[rng.integers(len(starts))]
 
 
 def _training_keys(config: Config, count: int, steps: range, share: slice) -> Iterator[list[tuple[int, int]]]:

@@ -94,8 +94,7 @@ def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, pro
            on_epoch: OnEpoch | None) -> list[Record]:
     """What each process does."""
     trainer = Trainer(config, train_pack, run)
-    loader = training_loader(train_pack, config, range(trainer.position, config.steps), trainer.share)
-    batches = iter(loader)
+    batches = iter(training_loader(train_pack, config, range(trainer.position, config.steps), trainer.share))
     with tqdm(total=config.steps, initial=trainer.position, unit="step", desc="training", disable=not progress) as bar:
         while len(trainer.history) < config.epochs:
             trainer.finish_epoch(trainer.train_epoch(batches, bar), validate_pack)
@@ -188,7 +187,7 @@ class Trainer:
     def record(self) -> Record:
         """Averages over the epoch's steps so far and over all processes. Raises Diverged where loss or KL exploded."""
         started = time.perf_counter()
-        loss, mse, kl = (processes.mean(self.losses) / self.steps).tolist()          # waits for a GPU's last steps
+        loss, mse, kl = (processes.mean(self.losses) / self.steps).tolist()      # waits for a GPU's last steps
         self.seconds += time.perf_counter() - started
         kl_weight, ratio, lr = (self.ratios / self.steps).tolist()
         epoch, lower = len(self.history) + 1, self.config.lr / 2
