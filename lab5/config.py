@@ -43,6 +43,7 @@ class Config(BaseModel):
     rnn_size: Size = 256                # hidden units of each LSTM
     predictor_layers: Layers = 2        # LSTM layers of the frame predictor
     posterior_layers: Layers = 1        # LSTM layers of the posterior
+    residual: bool = False              # an LSTM's input is added to its output: z is used much sooner
     condition_dim: Size = 32            # the embedded condition
     skip: Literal["context", "latest", "early"] = "context"
     #   skips from the last context frame; from the newest available frame (SVG's option); or from the context
@@ -92,7 +93,7 @@ class Config(BaseModel):
     # Evaluation
     validate_every: Count = 5           # epochs between two scorings of the validation split
     validate_sequences: Count = 256     # sequences of it that are scored
-    best_of: Count = 10                 # samples for the best-of-N protocol
+    best_of: Annotated[int, Field(ge=2, le=10_000)] = 10    # samples for the protocols that draw N
 
     # The simulated robot, used where no data set is given: sequences in each split
     sim_train: Count = 2048
@@ -150,6 +151,11 @@ PRESETS: dict[str, Config] = {
     "standard": Config(
         preset="standard", width=16, conditional_convolution=True, epochs=45, batches_per_epoch=100, batch_size=8,
         lr=3e-3, norm_freeze=0.5, tf_hold=0.1, tf_end=0.5, validate_every=2, validate_sequences=64, sim_train=4096),
+    # the same effort on SVG's own task, where the action is not told and z has to say what happens
+    "action_free": Config(
+        preset="action_free", condition="none", reconstruction="calibrated", learned_prior=True, residual=True,
+        width=16, epochs=45, batches_per_epoch=100, batch_size=8, lr=3e-3, norm_freeze=0.5, tf_hold=0.1, tf_end=0.5,
+        validate_every=2, validate_sequences=64, sim_train=4096),
     # the lab's own schedule on BAIR: 300 epochs of 600 batches of 12
     "full": Config(),
 }

@@ -7,9 +7,9 @@ context frames given, the lab's PSNR of every predicted frame, the mean over fra
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,18 @@ import torch
 from tqdm.auto import tqdm
 
 from lab5.config import Config
-from lab5.data import Batch, DataError, Pack, evaluation_loader, to_video
+from lab5.data import FRAME_SIZE, Batch, DataError, Pack, evaluation_loader, to_video
 from lab5.files import tune_malloc, write_text
 from lab5.metrics import grade, psnr, ssim
-from lab5.model import CVAE
+from lab5.model import CVAE, ElboTerms
 
 PROTOCOLS = {                                   # key -> what a reader sees
     "prior_sample": "prior sample (graded)",
     "prior_mean": "prior mean",
+    "mean_of_n": "average of N samples",
     "best_of_n": "best of N samples",
+    "posterior": "posterior, which sees the truth",
+    "two_samples": "one sample beside another",
     "repeat_last": "last context frame repeated",
     "copy_previous": "previous true frame copied",
 }
@@ -88,6 +91,16 @@ def predict(model: CVAE, frames: torch.Tensor, condition: torch.Tensor, noise: t
         return model.predict(context, condition.to(device), noise.to(device)).float()
 
 
+@torch.inference_mode()
+def infer(model: CVAE, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor,
+          precision: str = "auto") -> ElboTerms:
+    """The terms of the bound of uint8 windows, predictions fed back: z comes from the posterior, which sees the truth."""
+    device = model.condition_mean.device
+    with autocast(choose_precision(precision, device), device):
+        return model.elbo_terms(to_video(frames.to(device)), condition.to(device), noise.to(device),
+                                [False] * (len(frames) - 1))
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of one model on one split: for each protocol an array (sequences, n_future)."""
@@ -96,12 +109,20 @@ class Evaluation:
     ssim: Scores
     names: list[str]                            # the sequences' names, in the split's order
     facts: dict[str, Any]                       # split, data, seed, best_of, precision, device, weights
+    samples: Scores = field(default_factory=dict)       # measure -> (sequences, N), each sample's mean over frames
+    rate: Scores = field(default_factory=dict)          # of the posterior, (sequences,): kl in nats per frame, mse
 
     def average(self, protocol: str, measure: str = "psnr") -> tuple[float, float]:
         """Mean over frames and sequences, and the half-width of its 95% interval over sequences."""
         values = getattr(self, measure)[protocol].mean(axis=1)
         half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return float(values.mean()), float(half)
+
+    @property
+    def bound(self) -> float:
+        """A frame's evidence lower bound in nats, at the variance that makes it largest, which is the posterior's MSE."""
+        kl, mse = (self.rate[name].mean() for name in ("kl", "mse"))
+        return float(-1.5 * FRAME_SIZE ** 2 * np.log(2 * np.pi * np.e * mse) - kl)
 
     @property
     def grade(self) -> float:
@@ -119,10 +140,10 @@ class Evaluation:
 
     def save(self, folder: Path) -> None:
         """Write scores.json, atomically: the facts, the averages, and all scores to four decimals."""
-        scores = {measure: {p: values.astype(float).round(4).tolist() for p, values in getattr(self, measure).items()}
-                  for measure in METRICS}
+        scores = {name: {key: values.astype(float).round(6 if name == "rate" else 4).tolist()
+                         for key, values in getattr(self, name).items()} for name in (*METRICS, "samples", "rate")}
         averages = {measure: {p: dict(zip(("mean", "half_width_95"), self.average(p, measure), strict=True))
-                              for p in scores[measure]} for measure in METRICS}
+                              for p in getattr(self, measure)} for measure in METRICS}
         content = {"facts": self.facts, "grade": self.grade, "averages": averages, "names": self.names, **scores}
         write_text(folder / "scores.json", json.dumps(content) + "\n")
 
@@ -132,8 +153,8 @@ class Evaluation:
         path = folder / "scores.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            scores = {measure: {p: np.array(values, np.float32) for p, values in content[measure].items()}
-                      for measure in METRICS}
+            scores = {name: {key: np.array(values, np.float32) for key, values in content[name].items()}
+                      for name in (*METRICS, "samples", "rate")}
             return cls(**scores, names=list(content["names"]), facts=dict(content["facts"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: not a saved evaluation ({error}); delete the folder and evaluate again"
@@ -141,55 +162,74 @@ class Evaluation:
 
 
 def evaluate(model: CVAE, pack: Pack, *, protocols: tuple[str, ...] = tuple(PROTOCOLS), limit: int | None = None,
-             best_of: int | None = None, seed: int = 1, batch_size: int = 32, precision: str = "auto",
-             progress: bool = True, **facts: Any) -> Evaluation:
+             n_future: int | None = None, best_of: int | None = None, seed: int = 1, batch_size: int = 32,
+             precision: str = "auto", progress: bool = True, **facts: Any) -> Evaluation:
     """Score the first window of every sequence of a split (of the first `limit`) under each protocol.
 
     The arithmetic is the lab's; the same seed gives the same samples whatever the batch size. The many arguments are
-    the protocol, which a score has to state. Raises ValueError on an unknown protocol, DataError on unfit data.
+    the protocol, which a score has to state; `n_future` and `best_of` are those of the model's configuration unless
+    given. Raises ValueError on an unknown protocol, DataError on unfit data.
     """
     if unknown := set(protocols) - set(PROTOCOLS):
         raise ValueError(f"unknown protocol {', '.join(sorted(unknown))}; the protocols are {', '.join(PROTOCOLS)}")
-    require_fit(model.config, model.condition_dim, pack)
+    config, device = model.config.replace(n_future=n_future or model.config.n_future), model.condition_mean.device
+    require_fit(config, model.condition_dim, pack)
     tune_malloc()
-    config, device = model.config, model.condition_mean.device
     best_of, precision = best_of or config.best_of, choose_precision(precision, device)
     noise = partial(prior_noise, len(pack), config.length - 1, model.noise_size, seed)
-    names = list(pack.names[:limit])
-    scores = {measure: {p: np.full((config.n_future, len(names)), -np.inf, np.float32) for p in protocols}
-              for measure in METRICS}
     was_training = model.training
     model.eval()
-    for batch in tqdm(evaluation_loader(pack, config.length, batch_size, limit), desc=f"scoring {pack.name}",
-                      unit="batch", disable=not progress, leave=False):
-        truth, index = to_video(batch.frames.to(device))[config.n_past:], batch.index.numpy()
-        for protocol, prediction in _predictions(model, batch, protocols, noise, best_of, precision):
-            for measure, function in METRICS.items():
-                new, old = function(prediction, truth).cpu().numpy(), scores[measure][protocol][:, index]
-                kept = np.where(old.mean(axis=0) > new.mean(axis=0), old, new)  # the best of several samples
-                scores[measure][protocol][:, index] = kept                      # (n_future, B)
+    found = [_score(model, batch, protocols, noise, best_of, precision) for batch in tqdm(
+        evaluation_loader(pack, config.length, batch_size, limit), desc=f"scoring {pack.name}", unit="batch",
+        disable=not progress, leave=False)]
     model.train(was_training)
-    return Evaluation(**{measure: {p: values.T for p, values in table.items()} for measure, table in scores.items()},
-                      names=names, facts={"split": pack.name, "data": pack.data_sha, "simulated": pack.simulated,
-                                          "seed": seed, "best_of": best_of, "precision": precision,
-                                          "device": device.type, **facts})
+    tables = {key: np.concatenate([table[key] for table in found], axis=-2) for key in found[0]}
+    samples, rate = tables.pop("samples", None), tables.pop("rate", None)
+    return Evaluation(
+        *({p: table[number] for p, table in tables.items()} for number in range(len(METRICS))),
+        names=list(pack.names[:limit]), samples={} if samples is None else dict(zip(METRICS, samples, strict=True)),
+        rate={} if rate is None else dict(zip(("kl", "mse"), rate[..., 0], strict=True)),
+        facts={"split": pack.name, "data": pack.data_sha, "simulated": pack.simulated, "n_past": config.n_past,
+               "n_future": config.n_future, "seed": seed, "best_of": best_of, "precision": precision,
+               "device": device.type, **facts})
 
 
-def _predictions(model: CVAE, batch: Batch, protocols: tuple[str, ...], noise: Callable[[int], torch.Tensor],
-                 best_of: int, precision: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every protocol's prediction of a batch, (n_future, B, C, H, W); "best_of_n" comes N times."""
-    config = model.config
-    for sample in range(best_of if "best_of_n" in protocols else int("prior_sample" in protocols)):
-        prediction = predict(model, batch.frames, batch.condition, noise(sample)[:, batch.index], precision)
-        if sample == 0 and "prior_sample" in protocols:
-            yield "prior_sample", prediction
-        if "best_of_n" in protocols:
-            yield "best_of_n", prediction
+def _score(model: CVAE, batch: Batch, protocols: tuple[str, ...], noise: Callable[[int], torch.Tensor], best_of: int,
+           precision: str) -> Scores:
+    """A batch's scores under each protocol, (measures, B, n_future), and what the protocols give beside them:
+    "samples", (measures, B, N), with "best_of_n", and "rate", (KL and MSE, B, 1), with "posterior".
+    """
+    frames, n_past, found = to_video(batch.frames.to(model.condition_mean.device)), model.config.n_past, {}
+
+    def score(prediction: torch.Tensor, target: torch.Tensor = frames[n_past:]) -> np.ndarray:
+        return np.stack([measure(prediction, target).T.cpu().numpy() for measure in METRICS.values()])
+
+    def predicted(noise: torch.Tensor) -> torch.Tensor:
+        return predict(model, batch.frames, batch.condition, noise, precision)
+
+    count = next((n for n, of in ((best_of, {"best_of_n", "mean_of_n"}), (2, {"two_samples"}), (1, {"prior_sample"}))
+                  if of & set(protocols)), 0)
+    drawn = []
+    for number in range(count):
+        sample = predicted(noise(number)[:, batch.index])
+        drawn.append(score(sample))
+        first, total = (sample, sample) if number == 0 else (first, total + sample)
+        if number == 1:
+            found["two_samples"] = score(sample, first)
+    if count:
+        scores = np.stack(drawn)                                                # (N, measures, B, n_future)
+        means = scores.mean(axis=-1)                                            # (N, measures, B)
+        found |= {"prior_sample": scores[0], "mean_of_n": score(total / count), "samples": means.transpose(1, 2, 0),
+                  "best_of_n": np.take_along_axis(scores, means.argmax(axis=0)[None, ..., None], axis=0)[0]}
     if "prior_mean" in protocols:
-        zeros = torch.zeros(config.length - 1, len(batch.index), model.noise_size)
-        yield "prior_mean", predict(model, batch.frames, batch.condition, zeros, precision)
-    frames = to_video(batch.frames.to(model.condition_mean.device))
-    if "repeat_last" in protocols:
-        yield "repeat_last", frames[config.n_past - 1].expand(config.n_future, *frames.shape[1:])
-    if "copy_previous" in protocols:
-        yield "copy_previous", frames[config.n_past - 1:-1]
+        found["prior_mean"] = score(predicted(torch.zeros_like(noise(0)[:, batch.index])))
+    if "posterior" in protocols:
+        terms = infer(model, batch.frames, batch.condition, noise(0)[:, batch.index], precision)
+        found["posterior"] = score(terms.predictions[n_past - 1:].float())
+        rate = [sum(level.sum(dim=-1).mean(dim=0) for level in terms.levels),
+                (terms.predictions.float() - frames[1:]).square().mean(dim=(0, 2, 3, 4))]
+        found["rate"] = torch.stack(rate)[..., None].cpu().numpy()
+    found["repeat_last"] = score(frames[n_past - 1].expand_as(frames[n_past:]))
+    found["copy_previous"] = score(frames[n_past - 1:-1])
+    beside = [name for name, protocol in (("samples", "best_of_n"), ("rate", "posterior")) if protocol in protocols]
+    return {key: found[key] for key in (*protocols, *beside)}

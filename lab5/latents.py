@@ -35,22 +35,29 @@ def gaussian_kl(mu: torch.Tensor, logvar: torch.Tensor,
 
 
 class EmbedLSTM(nn.Module):
-    """A linear embedding and an LSTM: (T, B, n_in) -> (T, B, hidden), and the state for the next call."""
+    """A linear embedding and an LSTM: (T, B, n_in) -> (T, B, hidden), and the state for the next call.
 
-    def __init__(self, n_in: int, hidden: int, layers: int) -> None:
+    A residual one adds the embedding to the LSTM's output (Wu et al. 2016), so that what it is given passes through
+    from the first training step on.
+    """
+
+    def __init__(self, n_in: int, hidden: int, layers: int, residual: bool) -> None:
         super().__init__()
         self.embed = nn.Linear(n_in, hidden)
         self.lstm = nn.LSTM(hidden, hidden, layers)
+        self.residual = residual
 
     def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
-        return self.lstm(self.embed(inputs), state)
+        embedded = self.embed(inputs)
+        hidden, state = self.lstm(embedded, state)
+        return (hidden + embedded if self.residual else hidden), state
 
 
 class FramePredictor(EmbedLSTM):
     """The LSTM that puts out g(t): (T, B, n_in) -> (T, B, g_dim) in (-1, 1)."""
 
-    def __init__(self, n_in: int, g_dim: int, hidden: int, layers: int) -> None:
-        super().__init__(n_in, hidden, layers)
+    def __init__(self, n_in: int, g_dim: int, hidden: int, layers: int, residual: bool) -> None:
+        super().__init__(n_in, hidden, layers, residual)
         self.to_g = nn.Sequential(nn.Linear(hidden, g_dim), nn.Tanh())
 
     def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, State]:
@@ -61,8 +68,8 @@ class FramePredictor(EmbedLSTM):
 class GaussianLSTM(EmbedLSTM):
     """A posterior or learned prior (Denton & Fergus 2018): (T, B, n_in) -> mu and logvar (T, B, z_dim), >= float32."""
 
-    def __init__(self, n_in: int, z_dim: int, hidden: int, layers: int) -> None:
-        super().__init__(n_in, hidden, layers)
+    def __init__(self, n_in: int, z_dim: int, hidden: int, layers: int, residual: bool) -> None:
+        super().__init__(n_in, hidden, layers, residual)
         self.to_mu, self.to_logvar = nn.Linear(hidden, z_dim), nn.Linear(hidden, z_dim)
 
     def forward(self, inputs: torch.Tensor, state: State = None) -> tuple[torch.Tensor, torch.Tensor, State]:

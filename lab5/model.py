@@ -87,11 +87,12 @@ class CVAE(nn.Module):
         self.encoder = Encoder(config.width, config.g_dim, D if convolved else 0)
         self.decoder = Decoder(config.width, config.g_dim, c_dim if convolved else 0, config.aligned, self.z_channels)
         self.embed_condition = nn.Linear(frames_used * D, c_dim) if frames_used else None
-        self.posterior = GaussianLSTM(config.g_dim + c_dim, config.z_dim, config.rnn_size, config.posterior_layers)
-        self.prior = (GaussianLSTM(config.g_dim + c_dim, config.z_dim, config.rnn_size, config.prior_layers)
+        n_in, hidden, residual = config.g_dim + c_dim, config.rnn_size, config.residual
+        self.posterior = GaussianLSTM(n_in, config.z_dim, hidden, config.posterior_layers, residual)
+        self.prior = (GaussianLSTM(n_in, config.z_dim, hidden, config.prior_layers, residual)
                       if config.learned_prior else FixedPrior(config.z_dim))
-        self.frame_predictor = FramePredictor(config.g_dim + c_dim + config.z_dim, config.g_dim, config.rnn_size,
-                                              config.predictor_layers)
+        self.frame_predictor = FramePredictor(n_in + config.z_dim, config.g_dim, hidden, config.predictor_layers,
+                                              residual)
         self.condition_dim = D                                  # 0: action-free
         self.register_buffer("condition_mean", torch.zeros(D))
         self.register_buffer("condition_std", torch.ones(D))

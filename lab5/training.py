@@ -196,7 +196,7 @@ class Trainer:
                            "has diverged; checkpoints are kept. Continue from the best weights at half the learning "
                            f"rate: `lab5 train --from {self.run} --run {self.run}-lr{lower:g} --set lr={lower:g}`")
         return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,
-                "lr": lr, "psnr": None, "seconds": self.seconds,
+                "lr": lr, "psnr": None, "bound": None, "seconds": self.seconds,
                 "sequences_per_second": self.steps * self.config.batch_size / self.seconds}
 
     def save(self) -> None:
@@ -262,12 +262,14 @@ class Trainer:
         if record["epoch"] % config.validate_every == 0 or record["epoch"] == config.epochs:
             self.save()                                         # a validation that is killed costs only itself
             if processes.rank() == 0:
-                record["psnr"] = evaluate(
-                    self.model, validate_pack, protocols=("prior_sample",), limit=config.validate_sequences,
-                    seed=config.seed, precision=self.precision, progress=False).average("prior_sample")[0]
-                if record["psnr"] > max((old["psnr"] or -np.inf for old in self.history), default=-np.inf):
+                scores = evaluate(self.model, validate_pack, protocols=("prior_sample", "posterior"),
+                                  limit=config.validate_sequences, seed=config.seed, precision=self.precision,
+                                  progress=False)
+                record |= {"psnr": scores.average("prior_sample")[0], "bound": scores.bound}
+                measure = "bound" if config.reconstruction == "calibrated" else "psnr"
+                if record[measure] > max((old[measure] for old in self.history if old["psnr"]), default=-np.inf):
                     checkpoint.save(self.run / "best.safetensors", self.model, epoch=record["epoch"],
-                                    psnr=record["psnr"], precision=self.precision)
+                                    psnr=record["psnr"], bound=record["bound"], precision=self.precision)
         self.history.append(record)
         self._start_epoch()
         self.save()

@@ -10,9 +10,11 @@ from test_metrics import lab_psnr
 
 from lab5.config import preset
 from lab5.data import Windows, to_video
-from lab5.evaluation import Evaluation, evaluate, predict, prior_noise
+from lab5.evaluation import Evaluation, evaluate, infer, predict, prior_noise
 from lab5.formats.tree import open_or_pack
-from lab5.workbook.latents import latent_usage
+from lab5.metrics import psnr
+from lab5.model import negative_elbo
+from lab5.workbook.latents import kl_of_units
 
 CONFIG = preset("smoke", precision="float32", best_of=3)
 
@@ -110,6 +112,8 @@ def test_what_is_saved_is_what_was_scored(scores, tmp_path):
     for protocol, values in scores.psnr.items():
         assert loaded.psnr[protocol] == pytest.approx(values, abs=1e-4)
         assert loaded.ssim[protocol] == pytest.approx(scores.ssim[protocol], abs=1e-4)
+    assert loaded.bound == pytest.approx(scores.bound, rel=1e-3)
+    np.testing.assert_allclose(loaded.samples["psnr"], scores.samples["psnr"], atol=1e-4)
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["averages"]["psnr"]["prior_sample"]["mean"] == scores.average("prior_sample")[0]
 
@@ -122,12 +126,41 @@ def test_the_real_sequence_is_scored_like_any_other(model, bair_root, tmp_path):
     assert 11 < scores.average("repeat_last")[0] < min(22, scores.average("copy_previous")[0])
 
 
-def test_the_diagnosis_adds_up_to_the_kl_of_training(model, tiny_packs):
+def test_the_protocols_of_several_samples_are_about_the_same_samples(model, tiny_packs, scores):
+    """Their average as a picture, two of them compared, and the score of each."""
     pack = tiny_packs["test"]
-    found = latent_usage(model, pack, precision="float32", batch_size=3)
+    batch = Windows(pack, CONFIG.length).__getitems__(list(range(len(pack))))
+    samples = [predict(model, batch.frames, batch.condition, prior_noise(
+        len(pack), CONFIG.length - 1, model.noise_size, 1, number), "float32") for number in range(3)]
+    truth = to_video(batch.frames)[CONFIG.n_past:]
+    np.testing.assert_allclose(scores.psnr["mean_of_n"], psnr(sum(samples) / 3, truth).T, atol=1e-3)
+    np.testing.assert_allclose(scores.psnr["two_samples"], psnr(samples[1], samples[0]).T, atol=1e-2)
+    assert scores.samples["psnr"].shape == scores.samples["ssim"].shape == (4, 3)
+    np.testing.assert_allclose(scores.samples["psnr"], np.stack([psnr(s, truth).mean(0) for s in samples], 1), atol=1e-3)
+    np.testing.assert_allclose(scores.samples["psnr"].max(axis=1), scores.psnr["best_of_n"].mean(axis=1), atol=1e-3)
+
+
+def test_the_posterior_gives_rate_distortion_and_bound(model, tiny_packs, scores):
+    pack = tiny_packs["test"]
     batch = Windows(pack, CONFIG.length).__getitems__(list(range(len(pack))))
     noise = prior_noise(len(pack), CONFIG.length - 1, model.noise_size, seed=1)
-    terms = model.elbo_terms(to_video(batch.frames), batch.condition, noise, [False] * (CONFIG.length - 1))
-    assert sum(level.sum() for level in found.kl) == pytest.approx(terms.kl.item(), rel=1e-4)
-    assert found.active == [int((found.kl[0] > 0.01).sum())]
-    np.testing.assert_allclose(found.psnr_prior, scored(model, pack).psnr["prior_sample"].mean(axis=1), atol=1e-3)
+    terms = infer(model, batch.frames, batch.condition, noise, "float32")
+    np.testing.assert_allclose(scores.psnr["posterior"], psnr(
+        terms.predictions[CONFIG.n_past - 1:], to_video(batch.frames)[CONFIG.n_past:]).T, atol=1e-3)
+    assert scores.rate["kl"].mean() == pytest.approx(float(terms.kl), rel=1e-4)
+    assert scores.rate["mse"].mean() == pytest.approx(float(terms.mse), rel=1e-4)
+    numbers = 3 * 64 * 64                                       # Gaussian of variance MSE: D/2 (log(2 pi MSE) + 1)
+    calibrated = float(negative_elbo(CONFIG.replace(reconstruction="calibrated"), terms, 1.0))
+    assert scores.bound == pytest.approx(-numbers * (calibrated + 0.5 * np.log(2 * np.pi) + 0.5), rel=1e-4)
+
+
+def test_a_longer_future_is_scored_with_the_same_weights(model, tiny_packs, scores):
+    longer = scored(model, tiny_packs["test"], protocols=("prior_mean", "repeat_last"), n_future=28)
+    assert longer.psnr["prior_mean"].shape == (4, 28) and longer.facts["n_future"] == 28
+    np.testing.assert_allclose(longer.psnr["prior_mean"][:, :10], scores.psnr["prior_mean"], atol=1e-3)
+
+
+def test_the_kl_of_units_adds_up_to_the_kl_of_frames(model, tiny_packs, scores):
+    found = kl_of_units(model, tiny_packs["test"])
+    assert [len(level) for level in found] == [CONFIG.z_dim]
+    assert found[0].sum() == pytest.approx(scores.rate["kl"].mean(), rel=0.02)      # precision as the machine has it

@@ -172,17 +172,21 @@ class Run:
             self.history()
         return checkpoint.load_model(self.folder / "best.safetensors")[0].to(choose_device())
 
-    def evaluation(self, split: str = "test", protocols: tuple[str, ...] = tuple(PROTOCOLS),
-                   progress: bool = True) -> Evaluation:
-        """Scores of the best weights on a whole split; computed once and kept in the run folder."""
-        folder, model, pack = self.folder / "evaluation" / split, self.model(), self.pack(split)
+    def evaluation(self, split: str = "test", protocols: tuple[str, ...] = tuple(PROTOCOLS), progress: bool = True,
+                   **other: int) -> Evaluation:
+        """Scores of the best weights on a whole split; computed once and kept in the run folder.
+
+        `other` are `n_future` and `best_of` of `evaluate`; such scores have a folder of their own.
+        """
+        name = "-".join([split, *(f"{name}{value}" for name, value in sorted(other.items()))])
+        folder, model, pack = self.folder / "evaluation" / name, self.model(), self.pack(split)
         weights = checkpoint.weights_sha(self.folder / "best.safetensors")
         if (folder / "scores.json").exists():
             found = Evaluation.load(folder)
             same = (found.facts.get("weights"), found.facts.get("data")) == (weights, pack.data_sha)
             if same and set(protocols) <= set(found.psnr):
                 return found
-        found = evaluate(model, pack, protocols=protocols, progress=progress, weights=weights)
+        found = evaluate(model, pack, protocols=protocols, progress=progress, weights=weights, **other)
         found.save(folder)
         return found
 
