@@ -77,13 +77,15 @@ def _add_run_commands(command: Callable) -> None:
         help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
     add("--from", dest="source", default="", type=_absolute, metavar="RUN",
         help="begin with the best weights of another run, at their epoch, e.g. with a lower lr")
-    command(_evaluate, "score a run's best weights on the test split", run)
+    add = command(_evaluate, "score a run's best weights on the test split", run)
+    add("--future", type=partial(_number, least=1), help="frames to predict (default: as trained), e.g. 28")
+    add("--best-of", type=partial(_number, least=2), help="samples of each sequence (default: as configured), e.g. 100")
     command(_demo, "score the weights that come with the workbook on the simulated robot's test split")
 
     add = command(_sweep, "compare settings, one change at a time, under equal budgets", run)
-    add("--choices", choices=("core", "extras", "full"), default="core", help="(default: core)")
-    add("--seeds", type=partial(_number, least=1), default=1, help="runs of each option (default: 1)")
-    add("--share", type=float, default=0.1, help="length of a run, as a share of the preset's (default: 0.1)")
+    add("choices", choices=("extras", "schedules"), help="which of notebook 08's comparisons")
+    add("--seeds", type=partial(_number, least=1), default=3, help="runs of each option (default: 3)")
+    add("--share", type=float, default=0.5, help="length of a run, as a share of the preset's (default: 0.5)")
 
     add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run)
     add("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
@@ -165,9 +167,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from lab5.handin.report import summary
+    from lab5.handin.report import describe
 
-    print(summary(_open(options)))
+    given = {"n_future": options.future, "best_of": options.best_of}
+    lab = _open(options)
+    scores = lab.evaluation(**{name: value for name, value in given.items() if value})
+    print(f"\n{scores.table()}\n\n{describe(lab, scores)}\nall files: {lab.folder}")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -191,9 +196,10 @@ def _sweep(options: argparse.Namespace) -> None:
     from lab5.workbook import sweep
 
     lab = _open(options)
-    swept = sweep.sweep(lab, sweep.SWEEPS[options.choices], options.share, options.seeds)
-    swept.write(lab.folder / "sweep.csv")
-    print(f"{swept.table()}\n\n{lab.folder / 'sweep.csv'}")
+    records = sweep.sweep(lab, sweep.SWEEPS[options.choices], options.share, options.seeds)
+    path = lab.folder / f"comparison_{options.choices}.csv"
+    sweep.write(path, records)
+    print(f"{sweep.report(records)}\n\n{path}")
 
 
 def _report(options: argparse.Namespace) -> int:

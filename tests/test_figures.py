@@ -32,9 +32,11 @@ def record(epoch, psnr=None, **values):
 HISTORY = [record(epoch, 17.0 + epoch if epoch % 2 == 0 else None) for epoch in range(1, 9)]
 CURVES = {"prior samples": RNG.normal(22, 1, (20, 10)), "repeat last": RNG.normal(18, 1, (20, 10))}
 SCORES = {name: values.mean(axis=1) for name, values in CURVES.items()}
-EFFECTS = [{"group": group, "setting": setting, "gain": gain, "half": half} for group, setting, gain, half in (
-    ("KL", "monotonic", None, 0.0), ("KL", "cyclical", -0.8, 0.3), ("rate", "1e-3", 0.2, 0.25),
-    ("rate", "1e-2", 0.1, np.nan))]
+COMPARED = {"KL": {"monotonic": np.array([20.0, 21.0]), "cyclical": np.array([19.0, 19.5])},
+            "rate": {"1e-3": np.array([18.0, 22.0])}}
+SAMPLES = {"PSNR [dB]": {"told": RNG.normal(27, 0.1, (20, 8)), "action-free": RNG.normal(19, 2, (20, 8))}}
+POINTS = {"fixed": {"kl": np.array([80.0, 90.0]), "posterior": np.array([25.0, 26.0]),
+                    "prior_sample": np.array([17.0, 16.0])}}
 
 FIGURES = {
     "training_curves": lambda: figures.training_curves(HISTORY, baseline=17.9),
@@ -45,7 +47,9 @@ FIGURES = {
     "psnr_over_time": lambda: figures.psnr_over_time(CURVES, n_past=N_PAST),
     "psnr_distribution": lambda: figures.psnr_distribution(SCORES),
     "schedules": lambda: figures.schedules({"up": np.linspace(0, 1, 9), "flat": np.ones(9), "off": np.zeros(9)}),
-    "effects": lambda: figures.effects(EFFECTS),
+    "comparison": lambda: figures.comparison(COMPARED, {"KL": (19.2, 21.8)}, xlabel="PSNR [dB]", lines={"hold": 17.4}),
+    "best_of": lambda: figures.best_of(SAMPLES),
+    "rate_distortion": lambda: figures.rate_distortion(POINTS),
     **draw["DRAWINGS"],
 }
 every_figure = pytest.mark.parametrize("name", FIGURES)
@@ -149,16 +153,24 @@ def test_schedules_run_from_the_start_to_the_end():
     assert axes[0].lines[0].get_xdata().tolist() == axes[0].lines[0].get_ydata().tolist() == [0, 0.25, 0.5, 0.75, 1]
 
 
-def test_effects_group_their_settings_and_tell_gains_from_chance():
-    figure = figures.effects(EFFECTS)
+def test_a_comparison_shows_every_seed_under_its_choice_and_the_band_of_its_reference():
+    figure = figures.comparison(COMPARED, {"KL": (19.2, 21.8)}, xlabel="PSNR [dB]", lines={"hold": 17.4})
     axes, = figure.axes
-    dots = [bar.lines[0] for bar in axes.containers]
-    assert [float(dot.get_xdata()[0]) for dot in dots] == [-0.8, 0.2, 0.1]
-    assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, True, True]
-    spans = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers[:2]]
-    np.testing.assert_allclose(spans, [(-1.1, -0.5), (-0.05, 0.45)])
-    assert {"KL", "rate", "cyclical", "1e-3", "reference", "-0.80 ± 0.30", "+0.10"} <= words(figure)
-    assert [float(dot.get_ydata()[0]) for dot in dots] == [2, 4, 5]     # the fourth line is below the second heading
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [dot.get_xdata().tolist() for dot in dots] == [[20, 21], [19, 19.5], [18, 22]]
+    assert [dot.get_ydata()[0] for dot in dots] == [1, 2, 4]        # below the headings on lines 0 and 3
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"] == [20.5, 19.25, 20]
+    shaded = axes.collections[0].get_datalim(axes.transData)
+    assert (shaded.x0, shaded.x1, shaded.y0, shaded.y1) == pytest.approx((19.2, 21.8, 0.5, 2.5))
+    assert {"KL", "rate", "cyclical", "hold, 17.4"} <= words(figure)
+
+
+def test_the_best_of_the_first_n_samples_never_falls():
+    axes, = figures.best_of(SAMPLES).axes
+    curves = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert curves["told"][0] == pytest.approx(SAMPLES["PSNR [dB]"]["told"][:, 0].mean())
+    assert curves["told"][-1] == pytest.approx(SAMPLES["PSNR [dB]"]["told"].max(axis=1).mean())
+    assert all((np.diff(curve) >= 0).all() for curve in curves.values())
 
 
 # Frames --------------------------------------------------------------------------------------------------

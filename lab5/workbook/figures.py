@@ -166,35 +166,73 @@ def schedules(curves: dict[str, np.ndarray], *, ylabel: str = "weight") -> Figur
 
 
 @styled
-def effects(rows: list[dict]) -> Figure:
-    """A forest plot: what every setting gains over the reference, with its interval, under the heading of its group.
+def comparison(choices: dict[str, dict[str, np.ndarray]], bands: dict[str, tuple[float, float]] | None = None, *,
+               xlabel: str, lines: dict[str, float] | None = None) -> Figure:
+    """Every option's value under each seed as a dot, and the mean as a bar, under the heading of its choice.
 
-    A full dot is a gain or a loss whose interval excludes zero; a hollow one may be chance. `rows`: records with
-    "group", "setting", "gain" (None: the reference itself) and "half", the half-width of its interval (NaN: unknown).
+    Args:
+        choices: choice -> option -> (seeds,); the first option is the choice's reference.
+        bands: choice -> the values (low, high) within which a mean is not told apart from the reference's.
+        lines: label -> value, such as a baseline.
     """
-    colours = dict(zip(dict.fromkeys(row["group"] for row in rows), cycle(CYCLE), strict=False))
-    lines = [line for group in colours for line in (group, *(row for row in rows if row["group"] == group))]
-    figure = _figure(0.17 * len(lines) + 0.5)
+    rows = [(choice, option, values) for choice, options in choices.items()
+            for option, values in [("", None), *options.items()]]
+    figure = _figure(0.19 * len(rows) + 0.7)
     axes = figure.subplots()
-    axes.axvline(0, color=INK, lw=0.8, ls=(0, (4, 2)), zorder=1)
-    axes.set(ylim=(len(lines) - 0.4, -0.6), xlabel="gain over the reference [dB]")
-    axes.set_yticks(range(len(lines)), [line if isinstance(line, str) else line["setting"] for line in lines], size=7.5)
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    for y, (choice, option, values) in enumerate(rows):
+        colour = CYCLE[list(choices).index(choice) % len(CYCLE)]
+        if values is None:
+            low, high = (bands or {}).get(choice, (np.nan, np.nan))
+            axes.fill_between([low, high], y + 0.5, y + len(choices[choice]) + 0.5, color=colour, alpha=0.12, lw=0)
+            continue
+        axes.plot(values, np.full(len(values), y), "o", color=colour, mfc="white", ms=4)
+        axes.plot(values.mean(), y, "|", color=colour, ms=11, mew=2)
+    for (label, value), style in zip((lines or {}).items(), cycle(["--", ":"]), strict=False):
+        axes.axvline(value, color=GREY, lw=0.8, ls=style, zorder=0)
+        axes.annotate(f"{label}, {value:.1f}", (value, 1), (0, 3), ("data", "axes fraction"), "offset points",
+                      ha="center", color=GREY, size=7)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=xlabel)
+    axes.set_yticks(range(len(rows)), [option or choice for choice, option, _ in rows], size=7.5)
+    for label, (_, option, _) in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set(weight="normal" if option else "bold", color=INK)
+    axes.tick_params(axis="y", length=0)
     axes.spines.left.set_visible(False)
     axes.grid(False, axis="y")
-    for y, (line, label) in enumerate(zip(lines, axes.get_yticklabels(), strict=True)):
-        if isinstance(line, str):
-            label.set_weight("bold")
-            continue
-        gain, half = line["gain"], line["half"]
-        if gain is None:
-            axes.plot(0, y, marker="|", color=INK, ms=7)
-            words, apart = "reference", False
-        else:
-            apart, colour = abs(gain) > half, colours[line["group"]]            # never, if the interval is unknown
-            axes.errorbar(gain, y, xerr=half, fmt="o", color=colour, elinewidth=1.1, mfc=colour if apart else "white")
-            words = f"{gain:+.2f}" + ("" if np.isnan(half) else f" ± {half:.2f}")
-        axes.text(1.02, y, words, transform=axes.get_yaxis_transform(), va="center", color=INK if apart else GREY)
+    return figure
+
+
+@styled
+def best_of(samples: dict[str, dict[str, np.ndarray]], xlabel: str = "N, samples of each sequence") -> Figure:
+    """Score of the best of the first N samples, the mean over sequences, one panel for each measure.
+
+    `samples`: measure -> model -> (sequences, N).
+    """
+    figure = _figure(2.1)
+    for axes, (measure, models) in zip(figure.subplots(1, len(samples), squeeze=False).flat, samples.items(),
+                                       strict=True):
+        for (name, scores), colour, marker in zip(models.items(), CYCLE, "os^Dv", strict=False):
+            best = np.maximum.accumulate(scores, axis=1).mean(axis=0)
+            axes.plot(np.arange(1, len(best) + 1), best, color=colour, label=name, marker=marker, markevery=[0, -1])
+        axes.set(xscale="log", xlabel=xlabel, ylabel=measure)
+        axes.legend()
+    return figure
+
+
+@styled
+def rate_distortion(points: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """What the latents cost and what they buy: nats per frame against PSNR, of the posterior and of a prior sample.
+
+    `points`: option -> "kl", "posterior" and "prior_sample", each (seeds,); a line joins the two scores of a seed.
+    """
+    figure = _figure(2.8)
+    axes = figure.subplots()
+    for (name, values), colour, marker in zip(points.items(), cycle(CYCLE), cycle("os^DvP"), strict=False):
+        axes.plot([values["kl"]] * 2, [values["prior_sample"], values["posterior"]], color=colour, lw=0.7, alpha=0.6)
+        axes.plot(values["kl"], values["posterior"], marker, color=colour, label=name)
+        axes.plot(values["kl"], values["prior_sample"], marker, color=colour, mfc="white")
+    axes.set(xscale="symlog", xlabel="rate: KL [nats per frame]",
+             ylabel="PSNR [dB]; full: posterior, hollow: prior sample", xlim=(0, None))
+    axes.legend(fontsize=7)
     return figure
 
 

@@ -1,16 +1,13 @@
-"""One change at a time: runs that differ from a reference in a single choice, and how far their scores differ.
+"""Runs that differ in one choice: trained under several seeds, and compared with the choice's first option.
 
-A choice is a group of options, each a few changed settings. The option without a change is the reference run itself.
-Runs are in ``RUN/variants``, named by their configuration: an option of two groups is trained once, and a sweep that
-was interrupted resumes.
+Runs are in ``RUN/variants``, named by their configuration: an option of two choices is trained once, and a comparison
+that was interrupted resumes.
 """
 
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,178 +15,66 @@ import torch
 from scipy import stats
 from tqdm.auto import tqdm
 
-from lab5.config import Config
 from lab5.files import each, write_atomically
 from lab5.workbook.run import Run
 from lab5.workbook.show import PROJECT, machine, table
 
-Options = dict[str, dict]                       # what a reader sees -> the settings that it changes
+Choices = dict[str, dict[str, dict]]            # choice -> option -> the settings that it changes; the first: reference
+Scores = dict[str, dict[str, np.ndarray]]       # choice -> option -> (seeds,)
 
-EXTRAS = ("learned_prior", "conditional_convolution", "hierarchical", "aligned")
-NONE, ALL_FOUR = dict.fromkeys(EXTRAS, False), dict.fromkeys(EXTRAS, True)
-ONE = {name.replace("_", " "): {**NONE, name: True} for name in EXTRAS}
-CORE: dict[str, Options] = {
-    "KL schedule": {"none": {"kl_schedule": "zero"}, "monotonic": {"kl_schedule": "monotonic"},
-                    "cyclical": {"kl_schedule": "cyclical"}},
-    "Teacher forcing": {"always": {"tf_start": 1.0, "tf_min": 1.0}, "never": {"tf_start": 0.0, "tf_min": 0.0},
-                        "decayed": {"tf_start": 1.0, "tf_min": 0.0}},
-    "Extras": {"none": NONE, "conditional convolution": ONE["conditional convolution"], "all four": ALL_FOUR},
+PLAIN = dict.fromkeys(("learned_prior", "conditional_convolution", "hierarchical", "aligned"), False)
+ACTION_FREE = {**PLAIN, "condition": "none", "residual": True, "reconstruction": "calibrated", "learned_prior": True}
+SWEEPS: dict[str, Choices] = {
+    "extras": {
+        "Told the action": {
+            "MSE, β = 0.0001": PLAIN,
+            "conditional convolution": {**PLAIN, "conditional_convolution": True},
+            "calibrated": {**PLAIN, "reconstruction": "calibrated"}},
+        "Action-free": {
+            "calibrated, fixed prior": {**ACTION_FREE, "learned_prior": False},
+            "calibrated, learned prior": ACTION_FREE,
+            "calibrated, hierarchical": {**ACTION_FREE, "learned_prior": False, "hierarchical": True},
+            "calibrated, learned and hierarchical": {**ACTION_FREE, "hierarchical": True},
+            "MSE, β = 0.0001": {**PLAIN, "condition": "none", "residual": True}}},
+    "schedules": {                              # all action-free, where the latent variable is used
+        "KL weight": {
+            "monotonic": ACTION_FREE,
+            "cyclical": {**ACTION_FREE, "kl_schedule": "cyclical"},
+            "constant": {**ACTION_FREE, "kl_schedule": "constant"},
+            "zero": {**ACTION_FREE, "kl_schedule": "zero"}},
+        "Teacher forcing": {
+            "decayed": ACTION_FREE,
+            "always": {**ACTION_FREE, "tf_min": 1.0},
+            "never": {**ACTION_FREE, "tf_start": 0.0}},
+        "Learning rate": {
+            "0.003": ACTION_FREE,
+            "0.001": {**ACTION_FREE, "lr": 1e-3},
+            "0.01": {**ACTION_FREE, "lr": 1e-2}}},
 }
-FULL: dict[str, Options] = {
-    "KL schedule": CORE["KL schedule"],
-    "Teacher forcing": CORE["Teacher forcing"],
-    "Learning rate": {f"{lr:g}": {"lr": lr} for lr in (1e-3, 3e-3, 1e-2)},
-    "Condition": {"step t-1": {"condition": "previous"}, "step t": {"condition": "target"},
-                  "both": {"condition": "both"}, "none": {"condition": "none"}},
-    "Skips from": {"the last context frame": {"skip": "context"}, "the one before": {"skip": "early"},
-                   "the newest frame": {"skip": "latest"}},
-    "Reconstruction": {"MSE, β = 0.0001": {"beta": 1e-4}, "MSE, β = 1": {"beta": 1.0},
-                       "calibrated": {"reconstruction": "calibrated"}},
-    "Extras": {"none": NONE, **ONE, "all four": ALL_FOUR},
-}
-SWEEPS = {"core": CORE, "extras": {"Extras": FULL["Extras"]}, "full": FULL}
-PROTOCOLS = ("prior_sample", "prior_mean")
-RECORDED = PROJECT / "figures"                  # sweep_full.csv and sweep_extras.csv, written by `lab5 sweep`
-FACTS = ("sequences", "data", "machine")        # training sequences of a run, data_sha of the test split, machine
-COLUMNS = ("choice", "option", "reference", "seed", "configuration", "psnr_sampled", "psnr_mean", "kl", "seconds",
-           *FACTS)
+PROTOCOLS = ("prior_sample", "prior_mean", "mean_of_n", "best_of_n", "posterior", "two_samples")
+FACTS = ("windows", "data", "machine")          # of a run's training, data_sha of the test split, machine and precision
+COLUMNS = ("choice", "option", "seed", "configuration", *PROTOCOLS, "kl", "seconds", *FACTS)
+RECORDED = PROJECT / "figures"                  # comparison_extras.csv, comparison_schedules.csv
 
 
-@dataclass(frozen=True)
-class Result:
-    """One option's scores under each seed: average PSNR in dB of each test sequence."""
+def sweep(lab: Run, choices: Choices, share: float, seeds: int) -> list[dict]:
+    """Train and score every option under seeds 1 .. `seeds`, each run `share` as long as the main one.
 
-    group: str
-    option: str
-    is_reference: bool
-    prior_sample: np.ndarray                    # (seeds, sequences), z sampled from the prior: the graded protocol
-    prior_mean: np.ndarray                      # (seeds, sequences), z the prior's mean
-    kl: np.ndarray                              # (seeds,), nats per frame in the last epoch
-    seconds: np.ndarray                         # (seeds,), of training
-    runs: tuple[Run, ...] = ()                  # one for each seed; none where the result was read from a file
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """All results of a sweep, with the gain of each option over the reference and its interval."""
-
-    results: list[Result]
-    facts: dict[str, str]                       # the values of `FACTS`
-
-    @cached_property
-    def reference(self) -> Result:
-        """The run without a change."""
-        return next(result for result in self.results if result.is_reference)
-
-    @cached_property
-    def different(self) -> list[Result]:
-        """Every option, the reference once."""
-        return [self.reference, *(result for result in self.results if not result.is_reference)]
-
-    @cached_property
-    def noise(self) -> tuple[float, int]:
-        """Standard deviation in dB of a run's score by chance, and its degrees of freedom; (NaN, 0) for one seed.
-
-        The residual of a two-way layout of options and seeds (randomised blocks; Fisher 1935), pooled over all
-        options, since two or three seeds of one option say little about their spread.
-        """
-        scores = np.array([result.prior_sample.mean(axis=1) for result in self.different])     # (options, seeds)
-        freedom = (scores.shape[0] - 1) * (scores.shape[1] - 1)
-        rest = scores - scores.mean(axis=1, keepdims=True) - scores.mean(axis=0) + scores.mean()
-        return (float(np.sqrt((rest ** 2).sum() / freedom)), freedom) if freedom else (float("nan"), 0)
-
-    def gain(self, result: Result, other: Result | None = None) -> tuple[float, float]:
-        """The gain of one option over another (the reference) in dB, and the half-width of its 95% interval.
-
-        Paired: the same sequences and seeds on both sides. With several seeds the interval is that of the training's
-        chance (`noise`); with one, only that of the choice of test sequences.
-        """
-        gain = result.prior_sample - (other or self.reference).prior_sample
-        spread, freedom = self.noise
-        if freedom:
-            half = stats.t.ppf(0.975, freedom) * spread * np.sqrt(2 / len(gain))
-        else:                                                   # NaN where a file keeps only the average
-            half = stats.t.ppf(0.975, gain.size - 1) * stats.sem(gain[0])
-        return float(gain.mean()), float(half)
-
-    def effects(self) -> list[dict]:
-        """Records for `figures.effects`."""
-        gains = [(None, 0.0) if r.is_reference else self.gain(r) for r in self.results]
-        return [{"group": r.group, "setting": r.option, "gain": gain, "half": half}
-                for r, (gain, half) in zip(self.results, gains, strict=True)]
-
-    def table(self) -> str:
-        """Every option, its scores and its gain over the reference, as a Markdown table."""
-        rows = []
-        for r in self.results:
-            gain, half = self.gain(r)
-            rows.append((r.group, r.option, f"{r.prior_sample.mean():.2f}", f"{r.prior_mean.mean():.2f}",
-                         "reference" if r.is_reference else signed(gain, half), "yes" if abs(gain) > half else "",
-                         f"{r.kl.mean():.2g}", f"{r.seconds.mean():.0f}"))
-        return table("choice", "option", "sample [dB]", "mean [dB]", "gain of the sample", "clear", "KL [nats]",
-                     "time [s]", rows=rows)
-
-    def write(self, path: Path) -> None:
-        """A CSV line for every option and seed, with the configuration's hash and the facts."""
-        rows = [(r.group, r.option, int(r.is_reference), run.config.seed, run.config.hash, f"{sample:.4f}",
-                 f"{mean:.4f}", f"{kl:.6g}", f"{seconds:.0f}", *self.facts.values())
-                for r in self.results for run, sample, mean, kl, seconds in zip(
-                    r.runs, r.prior_sample.mean(axis=1), r.prior_mean.mean(axis=1), r.kl, r.seconds, strict=True)]
-
-        def save(part: Path) -> None:
-            with open(part, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-
-        write_atomically(path, save)
-
-    @classmethod
-    def read(cls, path: Path) -> Sweep:
-        """What `write` wrote; of each seed the average over sequences."""
-        with open(path, newline="", encoding="utf-8") as file:
-            lines, results = list(csv.DictReader(file)), []
-        for (group, option), found in groupby(lines, key=lambda line: (line["choice"], line["option"])):
-            seeds = list(found)
-            sample, mean, kl, seconds = (np.array([float(line[name]) for line in seeds])
-                                         for name in ("psnr_sampled", "psnr_mean", "kl", "seconds"))
-            results.append(Result(group, option, seeds[0]["reference"] == "1", sample[:, None], mean[:, None], kl,
-                                  seconds))
-        return cls(results, {name: lines[0][name] for name in FACTS})
-
-
-def signed(gain: float, half: float) -> str:
-    """A difference in dB and the half-width of its interval, where that is known."""
-    return f"{gain:+.2f}".replace("-", "−") + ("" if np.isnan(half) else f" ± {half:.2f}") + " dB"
-
-
-def budget(config: Config, share: float = 0.1) -> dict[str, int]:
-    """Settings of a run that is `share` as long and is scored only at its end."""
-    epochs = max(1, round(share * config.epochs))
-    return {"epochs": epochs, "validate_every": epochs}
-
-
-def sweep(lab: Run, groups: dict[str, Options], share: float = 0.1, seeds: int = 1) -> Sweep:
-    """Train and score every option of every group under seeds 1 .. `seeds`, each run `share` as long as the main one.
-
-    Finished runs are read, others resume. On a CPU as many train at a time as there are cores, with one thread each:
-    two such runs finish sooner than one after the other with two threads.
+    Returns a record with `COLUMNS` for each run: average PSNR in dB under each protocol, the posterior's KL in nats per
+    frame. Finished runs are read, others resume. On a CPU as many train at a time as there are cores, one thread each.
     """
-    lab.refuse_only_weights()
-    short = budget(lab.config, share)
-    options = [(group, option, [lab.variant(**short | changes, seed=seed) for seed in range(1, seeds + 1)])
-               for group, choices in groups.items() for option, changes in choices.items()]
-    variants = list({variant.folder: variant for _, _, of_option in options for variant in of_option}.values())
+    epochs = max(1, round(share * lab.config.epochs))
+    runs = [(choice, option, seed, lab.variant(**changes, epochs=epochs, validate_every=epochs, seed=seed))
+            for seed in range(1, seeds + 1) for choice, options in choices.items()
+            for option, changes in options.items()]
+    variants = list({variant.folder: variant for *_, variant in runs}.values())
     for variant in variants:
         variant.prepare()
     at_once = 1 if torch.cuda.is_available() else None
-    done = each(_train, variants, at_once, partial(torch.set_num_threads, 1))
-    for _ in tqdm(done, "sweep", len(variants), unit="run"):
+    for _ in tqdm(each(_train, variants, at_once, partial(torch.set_num_threads, 1)), "runs", len(variants)):
         pass
-    reference = lab.config.replace(**short, seed=1)
-    facts = {"sequences": str(reference.steps * reference.batch_size), "data": lab.pack("test").data_sha,
-             "machine": f"{machine()}, {lab.facts()['precision']}"}
-    return Sweep([Result(group, option, of_option[0].config.hash == reference.hash,
-                         *map(np.array, zip(*map(_scores, of_option), strict=True)), tuple(of_option))
-                  for group, option, of_option in options], facts)
+    return [dict(zip(COLUMNS, (choice, option, seed, variant.config.hash, *_results(variant)), strict=True))
+            for choice, option, seed, variant in runs]
 
 
 def _train(variant: Run) -> None:
@@ -197,8 +82,66 @@ def _train(variant: Run) -> None:
     variant.evaluation(protocols=PROTOCOLS, progress=False)
 
 
-def _scores(variant: Run) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """A run's PSNR of every sequence by both protocols, the KL of its last epoch, and its seconds."""
-    history, psnr = variant.history(), variant.evaluation(protocols=PROTOCOLS).psnr
-    return (psnr["prior_sample"].mean(axis=1), psnr["prior_mean"].mean(axis=1), history[-1]["kl"],
-            sum(record["seconds"] for record in history))
+def _results(variant: Run) -> list:
+    """A finished run's values of `COLUMNS`, from the protocols on."""
+    scores, config = variant.evaluation(protocols=PROTOCOLS), variant.config
+    return [*(round(scores.average(protocol)[0], 4) for protocol in PROTOCOLS),
+            round(float(scores.rate["kl"].mean()), 4), round(sum(record["seconds"] for record in variant.history())),
+            config.steps * config.batch_size, scores.facts["data"], f"{machine()}, {scores.facts['precision']}"]
+
+
+def write(path: Path, records: list[dict]) -> None:
+    """Write records as CSV."""
+    def save(part: Path) -> None:
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(records)
+
+    write_atomically(path, save)
+
+
+def read(path: Path) -> list[dict]:
+    """What `write` wrote, numbers as numbers."""
+    with open(path, newline="", encoding="utf-8") as file:
+        texts = ("choice", "option", "configuration", "data", "machine")
+        return [{name: value if name in texts else float(value) for name, value in line.items()}
+                for line in csv.DictReader(file)]
+
+
+def by_option(records: list[dict], column: str) -> Scores:
+    """One column of the records: choice -> option -> its value under each seed."""
+    found: Scores = {}
+    for record in sorted(records, key=lambda record: record["seed"]):
+        options = found.setdefault(record["choice"], {})
+        options[record["option"]] = np.append(options.get(record["option"], []), record[column])
+    return found
+
+
+def gains(options: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
+    """The gain of every option but the first over the first, and its 95% interval (low, high) for all of them together.
+
+    Dunnett's comparisons of many treatments with one control (1955), over seeds; NaN where there is a single seed.
+    """
+    control, *others = options.values()
+    if len(control) < 2 or not others:
+        interval = [[np.nan] * len(others)] * 2
+    else:
+        test = stats.dunnett(*others, control=control, rng=np.random.default_rng(1))
+        interval = test.confidence_interval()
+    return {name: (float(values.mean() - control.mean()), float(low), float(high))
+            for name, values, low, high in zip(list(options)[1:], others, *interval, strict=True)}
+
+
+def report(records: list[dict], column: str = "prior_sample") -> str:
+    """Every option's averages over seeds, and its gain over the first option of its choice, as a Markdown table."""
+    names = {**dict.fromkeys(PROTOCOLS, "{:.2f}"), "kl": "{:.3g}"}
+    columns, rows = {name: by_option(records, name) for name in names}, []
+    for choice, options in columns[column].items():
+        gained = gains(options)
+        for option in options:
+            gain = "reference" if option not in gained else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gained[option])
+            rows.append((choice, option, *(text.format(columns[name][choice][option].mean())
+                                           for name, text in names.items()), gain))
+    return table("choice", "option", "sample", "prior's mean", "average of N", "best of N", "posterior", "two samples",
+                 "KL [nats]", f"gain, {column.replace('_', ' ')} [dB]", rows=rows)
