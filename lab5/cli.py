@@ -75,8 +75,6 @@ def _add_run_commands(command: Callable) -> None:
     add = command(_train, "train, or resume the run in the folder (several processes: torchrun -m -- lab5.cli)", run)
     add("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[], type=_setting,
         help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
-    add("--from", dest="source", default="", type=_absolute, metavar="RUN",
-        help="begin with the best weights of another run, at their epoch, e.g. with a lower lr")
     add = command(_evaluate, "score a run's best weights on the test split", run)
     add("--future", type=partial(_number, least=1), help="frames to predict (default: as trained), e.g. 28")
     add("--best-of", type=partial(_number, least=2), help="samples of each sequence (default: as configured), e.g. 100")
@@ -146,20 +144,11 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from lab5.training import init_from
     from lab5.workbook.run import Run
 
-    changes = dict(options.settings)
-    if options.source:
-        if not options.run or "RANK" in os.environ:
-            raise ValueError("--from needs --run, a new folder for the run that begins with those weights, and a "
-                             "single process; torchrun can resume that run, without --from")
-        source, folder = _open(options, options.source), Path(options.run)
-        lab = Run(init_from(source.folder, folder, **changes), folder, source.data)
-    else:
-        lab = _open(options)
-        if changes:
-            lab = Run(PRESETS[options.preset].replace(**changes), lab.folder, lab.data)
+    lab = _open(options)
+    if options.settings:
+        lab = Run(PRESETS[options.preset].replace(**dict(options.settings)), lab.folder, lab.data)
     history = lab.train()
     if os.environ.get("RANK", "0") == "0":                      # of several processes one reports
         scored = [record["psnr"] for record in history if record["psnr"] is not None]

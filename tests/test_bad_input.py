@@ -236,8 +236,6 @@ def test_what_is_not_damaged_is_read(kind, tmp_path):
     ("train --preset smoke --set lr=-1", 1, "Input should be greater than 0"),
     ("train --preset smoke --set lr", 1, "input_value=''"),
     ("train --preset smoke --set =1", 1, "Extra inputs are not permitted"),
-    ("train --preset smoke --from nowhere", 1, "--from needs --run"),
-    ("train --preset smoke --from nowhere --run new", 1, "there is no such checkpoint; notebook 04 or `lab5 train`"),
     ("evaluate --preset smoke --run nowhere", 1, "holds no finished training"),
     ("simulate set --train -1 --validate 0 --test 0", 1, "-1"), ("simulate set --length 0", 1, "0 frames"),
     ("simulate set --seed -1", 2, "--seed: '-1' is not a whole number of 0 or more"),
