@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from lab5.cli import main
+from lab5.config import Config
 from lab5.data import open_pack
 
 
