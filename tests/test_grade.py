@@ -2,7 +2,6 @@
 
 import csv
 import os
-from itertools import islice
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
@@ -21,6 +20,7 @@ from lab5.formats.template import convert
 from lab5.handin import grade
 
 pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")     # of the template's classes
+SOME = grade.SETTINGS[::7]                      # every condition, order and skip
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,11 @@ TABLE = [                                       # file, pages, what is missing, 
     ("DL_LAB5_001_Good.zip", "2", "", True, "scored a/results/best.safetensors"),
     ("DL_LAB5_002_No_Weights.zip", "2", "weights", False, ""),
     ("DL_LAB5_003_Template.zip", "2", "", True, "scored logs/model.pth with condition "),
-    ("DL_LAB5_004_Attack.zip", "2", "", False, "model.pth: names os.system, "),     # posix.system
+    ("DL_LAB5_004_Attack.zip", "2", "", False, "model.pth: names posix.system, which"),
     ("DL_LAB5_005_Bomb.zip", "", "", False, "refused: it declares 2 files of 65 MiB"),
     ("DL_LAB5_006_王小明.zip", "2", "", True, ""),
     ("DL_LAB5_007_Truncated.zip", "", "", False, "BadZipFile: File is not a zip file"),
-    ("DL_LAB5_008_Word.zip", "", "report", True, "report.pdf does not begin with %PDF"),
+    ("DL_LAB5_008_Word.zip", "", "report", True, "Report.pdf does not begin with %PDF"),
     ("DL_LAB5_009_Box.zip", "", ALL, False, "all.ZIP is a zip in the zip and was not opened"),
     ("DL_LAB5_010_Copy.zip", "2", "", True, ""),
     ("DL_LAB5_011_Sizes.zip", "2", "", False, "best.safetensors: does not fit its configuration"),
@@ -104,6 +104,7 @@ def folder(tmp_path_factory, parts):
 def graded(folder, tiny_root):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grade, "UNPACKED", 64 << 20)
+        patch.setattr(grade, "SETTINGS", SOME)
         assert main(["grade", str(folder), "--data", str(tiny_root)]) == 0
     return table(folder)
 
@@ -173,18 +174,23 @@ def test_a_size_that_lies_unpacks_no_more(tmp_path):
     assert (tmp_path / "0").stat().st_size <= 9
 
 
-@pytest.mark.parametrize("settings", islice(grade.SETTINGS, 0, None, 7), ids=str)      # every skip, order, condition
-def test_settings_that_a_pickle_does_not_say_are_found(tmp_path, settings):
-    path, N, T = written(tmp_path / "model.pth", template()), 4, 12
+@pytest.mark.parametrize("settings", SOME, ids=str)
+def test_settings_that_a_pickle_does_not_say_are_found(tmp_path, monkeypatch, settings):
+    monkeypatch.setattr(grade, "SETTINGS", SOME)
+    saved, N, T = template(), 4, 12
+    saved["frame_predictor"].embed.weight.data *= 5             # so that all that it is given matters
+    path = written(tmp_path / "model.pth", saved)
     rng = np.random.default_rng(0)
     frames, conditions = rng.integers(256, size=(N, T, 64, 64, 3), dtype=np.uint8), rng.normal(0, 4, (N, T, 7))
     model = convert(path, *settings)
     model.config = model.config.replace(n_past=2, n_future=10)
     context, given = torch.from_numpy(frames[:, :2] / 255).permute(1, 0, 4, 2, 3), torch.from_numpy(conditions)
     with torch.no_grad():
-        future = model.predict(context.float(), given.transpose(0, 1).float(), prior_noise(N, T - 1, model.noise_size, 1))
+        noise = prior_noise(N, T - 1, model.noise_size, seed=1)
+        future = model.predict(context.float(), given.transpose(0, 1).float(), noise)
     frames[:, 2:] = (future * 255).round().permute(1, 0, 3, 4, 2).numpy()
     pack, remarks = Pack("test", frames, conditions.astype(np.float32), list("abcd"), "", True), []
     row = grade._score({"logs/model.pth": path}, pack, remarks)
     assert float(row["PSNR"]) > 30 and row["share"] == "1.0"
-    assert remarks == ["scored logs/model.pth with condition {}, order {}, skip {}, made for 3 + 4 frames".format(*settings)]
+    said = "condition {}, order {}, skip {}".format(*settings)
+    assert remarks == [f"scored logs/model.pth with {said}, made for 3 + 4 frames"]
