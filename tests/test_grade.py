@@ -1,4 +1,4 @@
-"""A folder of made-up submissions becomes the right table, and nothing in a zip is run, unpacked at will or believed."""
+"""A folder of made-up submissions becomes the right table, and nothing in a zip is run or believed."""
 
 import csv
 import os
