@@ -88,8 +88,10 @@ def _add_run_commands(command: Callable) -> None:
     add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run)
     add("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
     add("--pdf", action="store_true", help="only make the PDF again, and list what a grader would miss")
-    add = command(_submit, "zip what is handed in: report, source, notebooks, figures", run)
-    add("--weights", action="store_true", help="include the weights")
+    command(_submit, "zip what is handed in: report, source, notebooks, figures, weights", run)
+    add = command(_grade, "score each zip of a folder of them, and write grades.csv into it")
+    add("folder", type=Path, metavar="FOLDER")
+    add("--data", default="", type=_absolute, help="data set's folder (default: the simulated robot)")
 
 
 def _number(text: str, least: int = 0) -> int:
@@ -222,9 +224,19 @@ def _submit(options: argparse.Namespace) -> int:
 
     lab, details = _open(options), Details.load()
     status = _make_pdf(lab, details)
-    path = submit(lab, details, Path(), options.weights)
+    path = submit(lab, details, Path())
     print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB), read back")
     return status
+
+
+def _grade(options: argparse.Namespace) -> None:
+    from lab5.handin.grade import grade_folder
+    from lab5.workbook.run import RECORDED, open_run
+
+    lab = open_run("standard", str(RECORDED), options.data)
+    pack = lab.pack("test")
+    print(f"{len(pack)} test sequences of {lab.data_name}")
+    print(grade_folder(options.folder, pack))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Config(BaseModel):
     prior_layers: Layers = 1            # its LSTM layers
     conditional_convolution: bool = False   # the condition scales and shifts every convolution (Choi et al. 2019)
     hierarchical: bool = False          # latent maps at 8x8 and 16x16 below z(t)
-    z_channels: Size = 4                # channels of each
+    z_channels: Layers = 4              # channels of each
     aligned: bool = False               # skips are warped to where they belong at each step
 
     # Objective: reconstruction + kl_weight(t) * KL, on either of two scales

@@ -1,4 +1,4 @@
-"""What is handed in: one zip with the report, the source, the executed notebooks and the figures, read back."""
+"""What is handed in: one zip with the report, the source, the executed notebooks, the figures and the weights."""
 
 import re
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from lab5.workbook.run import PROJECT, Run
 SOURCE = ("README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "tests/*.py", "figures/draw.py",
           "figures/*.csv", *(f"lab5/**/*.{kind}" for kind in ("py", "xml", "typ", "mplstyle")))
 REPORT = ("report.pdf", "notebooks/*.ipynb", "figures/*.*")
-RESULTS = ("config.json", "history.jsonl", "evaluation/test/*.json")
+RESULTS = ("best.safetensors", "config.json", "history.jsonl", "evaluation/test/*.json")
 
 
-def submit(lab: Run, details: Details, folder: Path, weights: bool = False) -> Path:
+def submit(lab: Run, details: Details, folder: Path) -> Path:
     """Write ``DL_LAB5_<id>_<name>.zip`` of a run whose PDF was made, and read it back; returns its path.
 
     Raises ValueError on a student id or name that cannot be in a file's name.
@@ -27,7 +27,7 @@ def submit(lab: Run, details: Details, folder: Path, weights: bool = False) -> P
 
     def write(path: Path) -> None:
         with ZipFile(path, "w", ZIP_DEFLATED) as archive:
-            for place, file in _members(lab, weights):
+            for place, file in _members(lab):
                 archive.write(file, f"{name}/{place}")
         with ZipFile(path) as archive:
             if damaged := archive.testzip():
@@ -37,10 +37,9 @@ def submit(lab: Run, details: Details, folder: Path, weights: bool = False) -> P
     return folder / f"{name}.zip"
 
 
-def _members(lab: Run, weights: bool) -> Iterator[tuple[str, Path]]:
+def _members(lab: Run) -> Iterator[tuple[str, Path]]:
     """(path in the zip, file) of everything that is handed in, and nothing else."""
-    results = [*RESULTS, "best.safetensors"] if weights else RESULTS
-    parts = (PROJECT, "", SOURCE), (lab.folder, "", REPORT), (lab.folder, "results/", results)
+    parts = (PROJECT, "", SOURCE), (lab.folder, "", REPORT), (lab.folder, "results/", RESULTS)
     for folder, prefix, patterns in parts:
         for pattern in patterns:
             for path in sorted(folder.glob(pattern)):
