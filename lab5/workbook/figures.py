@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
@@ -201,12 +201,11 @@ def effects(rows: list[dict]) -> Figure:
 # Frames --------------------------------------------------------------------------------------------------
 
 @styled
-def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None = None,
-          numbers: Sequence[object] | None = None) -> Figure:
+def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None = None) -> Figure:
     """Frames side by side, one labelled row per video; borders tell context from predicted frames, if there are both.
 
     `rows`: name -> uint8 (T, H, W, C), all of one shape; `psnr`: (T - n_past,) dB of the predicted frames, written
-    under the last row; `numbers`: what stands over the frames. ValueError as from `_check`.
+    under the last row. Raises ValueError for a video that is not uint8, or shapes or lengths that differ.
     """
     framed = np.stack(list(_check(rows).values()))                                              # (rows, T, H, W, 3)
     T, H, W = framed.shape[1:4]
@@ -221,8 +220,7 @@ def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None =
     figure, every = _figure(WIDTH), -(-T // MOST)               # higher than it needs to be, so that its width decides
     axes = figure.subplots()
     axes.imshow(_sharp(grid), extent=(-0.5, grid.shape[1] - 0.5, grid.shape[0] - 0.5, -0.5))
-    middles = (GAP + pitch_x * np.arange(1, 2 * T, 2) - 1)[::every] / 2
-    axes.set_xticks(middles, (numbers or range(T))[::every], color=GREY, size=7)
+    axes.set_xticks((GAP + pitch_x * np.arange(1, 2 * T, 2) - 1)[::every] / 2, range(T)[::every], color=GREY, size=7)
     axes.set_yticks((GAP + pitch_y * np.arange(1, 2 * len(rows), 2) - 1) / 2, list(rows), color=INK, size=7.5)
     axes.xaxis.tick_top()
     for name, (first, colour) in kinds.items():
