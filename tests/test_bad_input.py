@@ -173,6 +173,13 @@ ROWS = [                                        # kind, damage, words of the mes
     ("config", settings(width=10**30), "width\n"), ("config", settings(seed=2**70), "input_value=1180591"),
 
     ("run", parameters(preset_name="slow"), "unknown preset 'slow'; the presets are: smoke, quick, standard, full"),
+    ("run", parameters(preset_name=["smoke"]), "preset\n"), ("run", parameters(run=1.5), "run.str\n"),
+    ("run", parameters(data=None), "data.str\n"), ("run", parameters(sequence=1.5), "sequence\n"),
+    ("run", parameters(sequence="abc"), "sequence\n"), ("run", parameters(seeds=0), "seeds\n"),
+    ("run", parameters(seeds=True), "seeds\n"), ("run", parameters(share="long"), "share\n"),
+    ("run", parameters(share=NAN), "share\n"), ("run", parameters(choices=1), "choices\n"),
+    ("run", parameters(steps=3), "steps\n"), ("run", parameters(run="\udca4"), "cannot be used ('utf-8' codec"),
+    ("run", parameters(data="~nobody-here/x"), "Set HOME"),
     ("run", lambda given: given["run"].touch(), "is a file; name a folder"),
     ("run", lambda given: given.update(data=given["data"] / "there"), "there is no such folder"),
     ("run", parameters(data=2026), "2026/processed_data"),
