@@ -17,7 +17,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from lab5 import checkpoint, evaluation
 from lab5.config import Config, Count, preset
@@ -60,7 +60,11 @@ def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = F
         recorded: open the recorded run where neither is named and nothing is trained yet, and say so.
         others: a notebook's further parameters, which are only checked.
     """
-    Parameters(preset=preset_name, run=run, data=data, **others)
+    try:
+        Parameters(preset=preset_name, run=run, data=data, **others)
+    except ValidationError as error:
+        wrong = (f"{found['loc'][0]} = {found['input']!r}: {found['msg']}" for found in error.errors())
+        raise ValueError("; ".join(wrong)) from error
     config, folder = preset(preset_name), _in_project(run or f"runs/{preset_name}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder for the run")
