@@ -59,8 +59,8 @@ def lock(path: Path, timeout: float = -1) -> AbstractContextManager:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        print(f"{path.parent}: this file system has no locks ({error.strerror}), so nothing keeps a second process from "
-              "working here at the same time: start only one", file=sys.stderr)
+        print(f"{path.parent}: this file system has no locks ({error.strerror}), so nothing keeps a second process "
+              "from working here at the same time: start only one", file=sys.stderr)
         return nullcontext()
 
 

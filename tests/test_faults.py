@@ -254,7 +254,7 @@ def test_notebooks_run_with_the_interpreter_that_runs_the_command(tiny_root, tmp
     cell = nbformat.v4.new_code_cell("preset = run = data = ''\nimport sys; print(sys.executable)")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "00_a.ipynb")
-    lab = report.run_report("smoke", str(tmp_path / "run"), str(tiny_root))
+    lab = report.run_report("smoke", str(tmp_path / "{run}"), str(tiny_root))           # braces are papermill's own
     assert nbformat.read(lab.folder / "notebooks" / "00_a.ipynb", 4).cells[-1].outputs[0].text.strip() == sys.executable
 
 
@@ -291,7 +291,8 @@ def test_a_file_system_without_locks_is_told_and_worked_on_all_the_same(number, 
     if number != errno.ENOSYS:                                  # for which filelock has a lock of another kind
         said = capsys.readouterr().err
         for folder in "packed", "run":
-            assert re.search(rf"{re.escape(str(tmp_path / folder))}: .* no locks.*{os.strerror(number)}.*only one", said)
+            where = re.escape(str(tmp_path / folder))
+            assert re.search(rf"{where}: .* no locks.*{os.strerror(number)}.*only one", said)
     assert main(command) == 0 and len(read_history(tmp_path / "run")) == preset("smoke").epochs
 
 
