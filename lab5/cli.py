@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -16,15 +17,17 @@ from lab5.config import PRESETS
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 it could not be done, 2 wrong arguments, 130 Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")       # what was computed is printed, whatever the terminal
     options = _parser().parse_args(arguments)
     try:
         return options.action(options) or 0
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"lab5 {options.command}: {error}", file=sys.stderr)
-        return 1
+        status, message = 1, f"lab5 {options.command}: {error}"
     except KeyboardInterrupt:
-        print(f"\nlab5 {options.command}: stopped; the same command resumes from here", file=sys.stderr)
-        return 130
+        status, message = 130, f"\nlab5 {options.command}: stopped; the same command resumes from here"
+    print(message, file=sys.stderr)                             # here, since a bar is closed with the error's frames
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,7 +112,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute()) if path else ""
+    return str(Path(path).absolute()) if path and not path.startswith("~") else path  # `open_run` expands ~
 
 
 def _open(options: argparse.Namespace, run: str = ""):

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
@@ -34,7 +34,7 @@ from lab5 import checkpoint, processes, schedules
 from lab5.config import Config
 from lab5.data import Batch, Pack, condition_statistics, to_video, training_loader
 from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, require_fit
-from lab5.files import tune_malloc, write_text
+from lab5.files import lock, tune_malloc, write_text
 from lab5.model import CVAE, negative_elbo
 
 Record = dict[str, Any]
@@ -318,14 +318,14 @@ def run_lock(run: Path) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run / ".training.lock", timeout=0).acquire()
+        held = lock(run / ".training.lock", timeout=0)
     except Timeout:
         raise RunLocked(f"{run}: another process is training this run; `tail -f {run / 'history.jsonl'}` shows its "
                         "epochs. Stop it, or choose another run folder") from None
     except OSError as error:
         raise OSError(f"{run}: cannot be written ({error.strerror or error}). Make the folder writable, or choose "
                       "another run folder") from error
-    with lock:
+    with held:
         yield
 
 

@@ -54,7 +54,11 @@ def test_parameters_are_plain_literals_in_one_cell(path):
     for statement in ast.parse(cells[0].source).body:
         assert isinstance(statement, ast.Assign)
         ast.literal_eval(statement.value)                       # an error where it is not plain
-    assert {"preset", "run", "data"} <= {name.strip() for name in papermill.inspect_notebook(path)}
+    parameters = {name.strip() for name in papermill.inspect_notebook(path)}
+    code = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    opened = next(ast.parse(line).body[0].value for cell in code for line in cell.splitlines() if "open_run(" in line)
+    given = [argument.id for argument in (*opened.args, *(k.value for k in opened.keywords)) if hasattr(argument, "id")]
+    assert {"preset", "run", "data"} <= parameters == {*given}  # `open_run` checks each
 
 
 @names

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unicodedata import normalize
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from lab5.files import write_atomically
@@ -20,10 +21,12 @@ def submit(lab: Run, details: Details, folder: Path) -> Path:
 
     Raises ValueError on a student id or name that cannot be in a file's name.
     """
-    name = "_".join(["DL_LAB5", *details.student_id.split(), *details.name.split()])
-    if not (details.student_id.strip() and details.name.strip()) or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
+    words = normalize("NFC", f"{details.student_id} {details.name}").split()
+    name = "_".join(["DL_LAB5", *words]).rstrip(".")            # Windows cannot open a folder that ends in a dot
+    named = all(re.search(r"\w", text) for text in (details.student_id, details.name))
+    if not named or re.search(r'[/\\:*?"<>|]', name) or not name.isprintable() or len(name.encode()) > 200:
         raise ValueError(f"id {details.student_id!r} and name {details.name!r} do not make the zip's name: write "
-                         "them into report.yaml, without any of / \\ : * ? \" < > |")
+                         "them into report.yaml, in 190 bytes, without any of / \\ : * ? \" < > |")
 
     def write(path: Path) -> None:
         with ZipFile(path, "w", ZIP_DEFLATED) as archive:

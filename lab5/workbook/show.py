@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from lab5.workbook.run import Run
 
 PROJECT = Path(__file__).resolve().parents[2]
+if not (PROJECT / "notebooks").is_dir():
+    raise RuntimeError(f"{Path(__file__).parents[1]}: lab5 was installed without its notebooks. The workbook runs from "
+                       "its checkout: `pip install --editable .` there, or `make report`")
 GIF_SCALE = 3                                   # four panels fit the width of a notebook
 SCREEN = 96 * 1.15                              # pixels per inch of a figure
 
