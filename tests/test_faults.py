@@ -110,7 +110,7 @@ from lab5 import config
 from lab5.workbook import sweep
 from lab5.workbook.run import Run
 lab = Run(config.preset("smoke", precision="float32", epochs=8, n_future=1), *map(Path, sys.argv[1:]))
-sweep.sweep(lab, {GROUPS}, share=1.0).write(lab.folder / "sweep.csv")
+sweep.write(lab.folder / "sweep.csv", sweep.sweep(lab, {GROUPS}, share=1.0, seeds=1))
 """
 
 
@@ -137,7 +137,7 @@ def test_a_killed_sweep_leaves_no_process_and_resumes_to_the_same_table(tiny_roo
     assert {path: path.read_bytes() for path in done} == done
     monkeypatch.setattr(sweep, "each", lambda task, items, *_: map(task, items))
     lab = Run(preset("smoke", precision="float32", epochs=8, n_future=1), tmp_path / "whole", tiny_root)
-    sweep.sweep(lab, GROUPS, share=1.0).write(tmp_path / "whole" / "sweep.csv")
+    sweep.write(tmp_path / "whole" / "sweep.csv", sweep.sweep(lab, GROUPS, share=1.0, seeds=1))
     assert scores("killed") == scores("whole")
 
 
@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(obedient, tin
     lab = ["--preset", "smoke", "--data", tiny_root, "--run"]
     commands = {
         none / "run": ["train", *lab, none / "run"], none: ["train", *lab, none],
-        run / "variants": ["sweep", *lab, run], run / "evaluation": ["evaluate", *lab, run],
+        run / "variants": ["sweep", "extras", *lab, run], run / "evaluation": ["evaluate", *lab, run],
         run / "notebooks": ["report", *lab, run, "--only", "02"],
         tmp_path / "trained" / "figures": ["report", *lab, tmp_path / "trained", "--only", "02"],
         data / "packed": ["pack", data], none / "processed_data": ["simulate", none],
