@@ -194,10 +194,11 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from lab5.handin.pdf import Details
-    from lab5.handin.report import run_report, summary
+    from lab5.handin.report import run_report, summary, try_own_words
+    from lab5.handin.words import Details
 
-    details = Details.load()                                    # an error in it is told before anything is computed
+    details = Details.load()
+    try_own_words(details, options.data)                        # an error is told before anything is computed
     if options.pdf:
         return _make_pdf(_open(options), details)
     lab = run_report(options.preset, options.run, options.data, options.only)
@@ -219,8 +220,8 @@ def _make_pdf(lab, details) -> int:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from lab5.handin.pdf import Details
     from lab5.handin.submit import submit
+    from lab5.handin.words import Details
 
     lab, details = _open(options), Details.load()
     status = _make_pdf(lab, details)
