@@ -31,6 +31,7 @@ def fill(lab: Run) -> str:
         "config": config, "lab": PRESETS["full"], "facts": lab.facts(), "epoch": history[-1], "best": validated,
         "score": score, "half": half, "grade": scores.grade, "still": still, "gain": score - still,
         "first": psnr[:, 0].mean(), "last": psnr[:, -1].mean(), "count": len(psnr), "full_marks": GRADES[0][0],
+        "lowest": psnr.mean(axis=1).min(), "highest": psnr.mean(axis=1).max(),
         "won": int((psnr.mean(axis=1) > repeated.mean(axis=1)).sum()),
         "means": scores.average("prior_mean")[0] - score, "chosen": scores.average("best_of_n")[0] - score,
         **{measure: {name: scores.average(name, measure) for name in scores.psnr} for measure in ("psnr", "ssim")},
@@ -43,7 +44,7 @@ def fill(lab: Run) -> str:
     blocks = {"proof": "\n\n".join(cell.source for cell in proof if "report-code" in cell.metadata.get("tags", [])),
               "printed": "".join(output.get("text", "") for cell in proof for output in cell.get("outputs", ())
                                  if "report-output" in cell.metadata.get("tags", [])),
-              "extras_table": longer.table()}
+              "extras_table": re.sub(r"^\|.*?(?=\|)", "", longer.table(), flags=re.M)}      # all are of one group
 
     def value(name: re.Match) -> str:
         if name[1].startswith("source "):

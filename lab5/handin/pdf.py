@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import matplotlib
 import pypandoc
 import typst
 
@@ -22,11 +23,13 @@ PAPER = "markdown-citations"                    # what pandoc reads: paper.md
 STUDENT = "commonmark+implicit_figures+pipe_tables+smart+tex_math_dollars"      # ... and what a student writes
 SPACED = re.compile(r"(!\[[^]\n]*\]\()([^<>()\n]* [^<>()\n]*\.\w+)\)")          # a picture with a space in its name
 END = "endofthestudentswords"
+TYPEFACE = sorted(Path(matplotlib.get_data_path()).glob("fonts/ttf/STIXGeneral*.ttf"))      # that of the figures
 
 
 def to_typst(text: str, reader: str, *options: str, folder: Path | None = None) -> str:
     """Markdown as Typst. Raises ValueError on a formula that pandoc does not know and a picture that it cannot find."""
-    command = [PANDOC, "--from", reader, "--to=typst", "--lua-filter", str(TEMPLATE.with_suffix(".lua")), *options]
+    command = [PANDOC, "--from", reader, "--to=typst", "--columns=9999",        # no width for a table's columns
+               "--lua-filter", str(TEMPLATE.with_suffix(".lua")), *options]
     done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", cwd=folder)
     lost = re.search(r"Could not (?:convert TeX math|fetch resource) .*?(?=\n *expecting|\n\[|\Z)", done.stderr, re.S)
     if lost or done.returncode:
@@ -35,11 +38,14 @@ def to_typst(text: str, reader: str, *options: str, folder: Path | None = None) 
 
 
 def _compiler(run: Path, body: str, details: Details) -> typst.Compiler:
-    """Typst with ``RUN/report/report.typ``: the template and under it the body."""
+    """Typst with ``RUN/report``: report.typ, which is the template and under it the body, and the fonts."""
     main = run / "report" / TEMPLATE.name
+    main.parent.mkdir(parents=True, exist_ok=True)
+    for font in TYPEFACE:
+        shutil.copy(font, main.parent)
     write_text(main, TEMPLATE.read_text(encoding="utf-8") + body)
     facts = {**details.model_dump(), "date": date.today().isoformat()}
-    return typst.Compiler(main, root=run, sys_inputs={"facts": json.dumps(facts)})
+    return typst.Compiler(main, root=run, font_paths=[main.parent], sys_inputs={"facts": json.dumps(facts)})
 
 
 def convert(words: Words, run: Path) -> str:
