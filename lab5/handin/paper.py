@@ -19,36 +19,32 @@ PAPER = Path(__file__).with_name("paper.md")
 def fill(lab: Run) -> str:
     """The Markdown of a finished run. Raises NotYet where nothing is trained, ValueError without notebook 03.
 
-    ``{{name}}`` and ``{{name:format}}`` are values, escaped; ``{{source MODULE:NAME}}`` is a listing of the package.
+    ``{{name}}`` and ``{{name:format}}`` are values, escaped; ``{{source MODULE:NAME}}`` is a listing of the package,
+    ``{{comparison NAME}}`` the table of a recorded comparison.
     """
-    config, scores, history = lab.config, lab.evaluation(), lab.history()
-    psnr, repeated = (scores.psnr[protocol] for protocol in ("prior_sample", "repeat_last"))
-    (score, half), still = scores.average("prior_sample"), scores.average("repeat_last")[0]
-    validated = max((record for record in history if record["psnr"] is not None), key=lambda record: record["psnr"])
-    recorded, longer = (sweep.Sweep.read(sweep.RECORDED / f"sweep_{name}.csv") for name in ("full", "extras"))
-    proof = read_cells(lab.folder / "notebooks" / "03_model.ipynb")
+    scores, history = lab.evaluation(), lab.history()
+    each = {protocol: values.mean(axis=1) for protocol, values in scores.psnr.items()}          # (sequences,)
+    graded, steps = each["prior_sample"], scores.psnr["prior_sample"].mean(axis=0)
+    cells = [(cell, cell.metadata.get("tags", [])) for cell in read_cells(lab.folder / "notebooks" / "03_model.ipynb")]
     values = {
-        "config": config, "lab": PRESETS["full"], "facts": lab.facts(), "epoch": history[-1], "best": validated,
-        "score": score, "half": half, "grade": scores.grade, "still": still, "gain": score - still,
-        "first": psnr[:, 0].mean(), "last": psnr[:, -1].mean(), "count": len(psnr), "full_marks": GRADES[0][0],
-        "lowest": psnr.mean(axis=1).min(), "highest": psnr.mean(axis=1).max(),
-        "won": int((psnr.mean(axis=1) > repeated.mean(axis=1)).sum()),
-        "means": scores.average("prior_mean")[0] - score, "chosen": scores.average("best_of_n")[0] - score,
-        **{measure: {name: scores.average(name, measure) for name in scores.psnr} for measure in ("psnr", "ssim")},
-        "parameters": sum(weight.numel() for weight in lab.model().parameters()),
-        "minutes": sum(record["seconds"] for record in history) / 60,
-        "extras": ", ".join(name.replace("_", " ") for name in sweep.EXTRAS if getattr(config, name)) or "none",
-        "recorded": recorded, "longer": longer,
-        "swept": {f"{result.group}, {result.option}": "the reference" if result.is_reference else
-                  sweep.signed(*recorded.gain(result)) for result in recorded.results}}
-    blocks = {"proof": "\n\n".join(cell.source for cell in proof if "report-code" in cell.metadata.get("tags", [])),
-              "printed": "".join(output.get("text", "") for cell in proof for output in cell.get("outputs", ())
-                                 if "report-output" in cell.metadata.get("tags", [])),
-              "extras_table": re.sub(r"^\|.*?(?=\|)", "", longer.table(), flags=re.M)}      # all are of one group
+        "config": lab.config, "lab": PRESETS["full"], "facts": lab.facts(), "epoch": history[-1],
+        "best": max((r for r in history if r["psnr"] is not None), key=lambda record: record["psnr"]),
+        "psnr": {name: scores.average(name) for name in each}, "lowest": graded.min(), "highest": graded.max(),
+        "ssim": {name: scores.average(name, "ssim") for name in scores.ssim}, "first": steps[0], "last": steps[-1],
+        "over": {name: graded.mean() - values.mean() for name, values in each.items()}, "count": len(graded),
+        "won": int((graded > each["repeat_last"]).sum()), "minutes": sum(record["seconds"] for record in history) / 60,
+        "parameters": sum(weight.numel() for weight in lab.model().parameters()), "full_marks": GRADES[0][0],
+        "extras": ", ".join(name.replace("_", " ") for name in sweep.PLAIN if getattr(lab.config, name)) or "none"}
+    blocks = {"proof": "\n\n".join(cell.source for cell, tags in cells
+                                   if "report-code" in tags and not cell.source.startswith("show.")),
+              "printed": "".join(output.get("text", "") for cell, tags in cells if "report-output" in tags
+                                 for output in cell.outputs)}
 
     def value(name: re.Match) -> str:
         if name[1].startswith("source "):
             return _listing(*name[1].removeprefix("source ").split(":"))
+        if name[1].startswith("comparison "):
+            return sweep.report(sweep.read(sweep.RECORDED / f"{name[1].replace(' ', '_')}.csv"))
         return blocks[name[1]].rstrip() if name[1] in blocks else escape(f"{{{name[1]}}}".format(**values))
 
     return re.sub(r"\{\{(.+?)\}\}", value, PAPER.read_text(encoding="utf-8"))
