@@ -38,7 +38,8 @@ def build(run, text=PLAIN, details=MEI_LIN, words=()):
     (run / "figures").mkdir(parents=True)
     plot.savefig(run / "figures" / "01_plot.pdf", metadata={"CreationDate": None})
     pages = pdf.build(run, text, details, list(words))
-    return pages, " ".join(page.extract_text() for page in PdfReader(run / "report.pdf").pages)
+    shown = " ".join(page.extract_text() for page in PdfReader(run / "report.pdf").pages)
+    return pages, shown.replace("\xa0", " ")
 
 
 def answered(run, text, question=""):
@@ -215,7 +216,7 @@ def test_details_are_read_and_without_a_file_they_are_empty(tmp_path):
 
 def test_every_figure_table_and_listing_of_the_paper_is_named_in_its_text_once_shown():
     text = paper.PAPER.read_text(encoding="utf-8")
-    labels = re.findall(r"(?:\{#|<)((?:fig|tab|lst)-[\w-]+)[}>]", text)
+    labels = re.findall(r"(?:\{#|<)((?:fig|tab|lst)-[\w-]+)[ }>]", text)
     figures = re.findall(r"/figures/(\w+)\.pdf", text)
     assert len(labels) == len(set(labels)) > 15 and len(figures) == len(set(figures))
     assert set(labels) == set(re.findall(r"@((?:fig|tab|lst)-[\w-]+)", text))

@@ -44,7 +44,8 @@ def fill(lab: Run) -> str:
         if name[1].startswith("source "):
             return _listing(*name[1].removeprefix("source ").split(":"))
         if name[1].startswith("comparison "):
-            return sweep.report(sweep.read(sweep.RECORDED / f"{name[1].replace(' ', '_')}.csv"))
+            table = sweep.report(sweep.read(sweep.RECORDED / f"{name[1].replace(' ', '_')}.csv"))
+            return re.sub(r" (?=[[+−-]\d?)", "\N{NO-BREAK SPACE}", table)          # of an interval
         return blocks[name[1]].rstrip() if name[1] in blocks else escape(f"{{{name[1]}}}".format(**values))
 
     return re.sub(r"\{\{(.+?)\}\}", value, PAPER.read_text(encoding="utf-8"))
