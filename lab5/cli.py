@@ -194,11 +194,12 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from lab5.handin.report import run_report, summary, try_own_words
-    from lab5.handin.words import Details
+    from lab5.handin.pdf import try_words
+    from lab5.handin.report import find_notebooks, run_report, summary
+    from lab5.handin.words import Details, read_words
 
-    details = Details.load()
-    try_own_words(details, options.data)                        # an error is told before anything is computed
+    details = Details.load()                                    # an error is told before anything is computed
+    try_words(details, read_words(details, find_notebooks()), Path(options.data).name)
     if options.pdf:
         return _make_pdf(_open(options), details)
     lab = run_report(options.preset, options.run, options.data, options.only)

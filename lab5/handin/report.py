@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from lab5.evaluation import Evaluation, evaluate
 from lab5.handin.paper import fill
-from lab5.handin.pdf import build, try_words
+from lab5.handin.pdf import build
 from lab5.handin.rubric import check, describe
 from lab5.handin.words import Details, read_words
 from lab5.workbook.run import PROJECT, RECORDED, Run, open_run
@@ -70,11 +70,6 @@ def _show_epochs(run: Path, bar: tqdm) -> None:
             newest = max(run.rglob("history.jsonl"), key=lambda path: path.stat().st_mtime)
             if newest.stat().st_mtime > begun:
                 bar.set_postfix_str(f"{newest.parent.name}: epoch {len(newest.read_text().splitlines())}")
-
-
-def try_own_words(details: Details, data: str) -> None:
-    """What `pdf.try_words` does, for the notebooks of the project and a data folder."""
-    try_words(details, read_words(details, find_notebooks()), Path(data).name)
 
 
 def build_pdf(lab: Run, details: Details) -> tuple[str, bool]:
