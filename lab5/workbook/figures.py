@@ -233,7 +233,7 @@ def rate_distortion(points: dict[str, dict[str, np.ndarray]]) -> Figure:
         axes.plot(values["kl"], values["prior_sample"], marker, color=colour, mfc="white")
     axes.set(xscale="symlog", xlabel="rate: KL [nats per frame]", ylabel="PSNR [dB]", xlim=(-0.05, None))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(fontsize=7, title="full: posterior, hollow: prior sample", title_fontsize=7)
+    axes.legend(title="full: posterior, hollow: prior sample", fontsize=8.2, title_fontsize=8.2)
     return figure
 
 
