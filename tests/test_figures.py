@@ -200,6 +200,15 @@ def test_a_strip_numbers_its_frames_and_gives_the_scores_below_them():
     assert {"0", "1", "context", "predicted", "PSNR [dB]", "truth"} <= set(place)
 
 
+def test_a_strip_of_some_frames_keeps_their_numbers_scores_and_kinds():
+    frames = video()
+    figure = figures.strip({"truth": frames}, n_past=N_PAST, psnr=np.arange(20.0, 30.0), count=4)
+    assert {"0", "4", "7", "11", "22.0", "25.0", "29.0"} <= words(figure) and not {"1", "3", "20.0"} & words(figure)
+    pixels, start = shown(figure.axes[0]), figures.GAP + figures.BORDER
+    assert (pixels[start:start + 16, start + 3 * PITCH:][:, :16] == frames[11]).all()
+    assert matplotlib.colors.to_hex(pixels[start - 1, start + PITCH - 1] / 255) == figures.PREDICTED
+
+
 def test_a_strip_of_known_frames_has_no_marks():
     assert not {"context", "predicted"} & words(figures.strip({"truth": video()}, n_past=T))
 

@@ -5,12 +5,12 @@ import torch
 from lab5 import model as models
 from lab5.config import preset
 from lab5.layers import Decoder
-from lab5.workbook.overfit import LEAST_GAIN, overfit
+from lab5.workbook.overfit import overfit
 
 
 def test_the_model_overfits_eight_sequences(tiny_packs):
     check = overfit(preset("quick"), tiny_packs["train"], steps=80, progress=False)
-    assert not check.problems and check.scores["posterior"] > check.scores["repeat_last"] + LEAST_GAIN
+    assert not check.idle and check.scores["posterior"] > check.scores["repeat_last"] + 3
     assert {name: video.shape for name, video in check.videos.items()} == dict.fromkeys(
         ("truth", "posterior", "prior"), (8, 12, 64, 64, 3))
     assert check.figure().axes
@@ -20,8 +20,8 @@ def test_a_decoder_without_z_and_skips_does_not_pass(tiny_packs, monkeypatch):
     convolve = Decoder.convolve_skips
     monkeypatch.setattr(Decoder, "convolve_skips", lambda self, maps: [0 * skip for skip in convolve(self, maps)])
     monkeypatch.setattr(models, "reparameterize", lambda mu, logvar, noise: torch.zeros_like(mu))
-    problem, *_ = overfit(preset("smoke"), tiny_packs["train"], steps=3, progress=False).problems
-    assert "decoder.blocks.0.from_skip" in problem and "posterior.to_mu" in problem and "reaches the loss" in problem
+    found = overfit(preset("smoke"), tiny_packs["train"], steps=3, progress=False)
+    assert {"decoder.blocks.0.from_skip", "posterior.to_mu"} <= set(found.idle)
 
 
 def test_every_extra_takes_part(tiny_packs):
@@ -32,4 +32,4 @@ def test_every_extra_takes_part(tiny_packs):
 
 def test_a_model_that_learns_nothing_does_not_pass(tiny_packs):
     found = overfit(preset("smoke"), tiny_packs["train"], steps=3, progress=False)
-    assert "above the repeated last frame" in found.problems[-1]
+    assert found.scores["posterior"] < found.scores["repeat_last"] + 3

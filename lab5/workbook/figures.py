@@ -239,13 +239,18 @@ def rate_distortion(points: dict[str, dict[str, np.ndarray]]) -> Figure:
 # Frames --------------------------------------------------------------------------------------------------
 
 @styled
-def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None = None) -> Figure:
+def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None = None,
+          count: int | None = None) -> Figure:
     """Frames side by side, one labelled row per video; borders tell context from predicted frames, if there are both.
 
     `rows`: name -> uint8 (T, H, W, C), all of one shape; `psnr`: (T - n_past,) dB of the predicted frames, written
-    under the last row. Raises ValueError for a video that is not uint8, or shapes or lengths that differ.
+    under the last row; `count`: how many frames to show, evenly spaced (all). Raises ValueError for a video that is not
+    uint8, or shapes or lengths that differ.
     """
     framed = np.stack(list(_check(rows).values()))                                              # (rows, T, H, W, 3)
+    numbers = np.linspace(0, framed.shape[1] - 1, count or framed.shape[1]).round().astype(int)
+    scores = np.array([*[""] * n_past, *(f"{score:.1f}" for score in ([] if psnr is None else psnr))])
+    framed, n_past = framed[:, numbers], int((numbers < n_past).sum())
     T, H, W = framed.shape[1:4]
     kinds = {"context": (0, CONTEXT), "predicted": (n_past, PREDICTED)} if 0 < n_past < T else {}
     canvas = np.full((len(rows), T, H + 2 * BORDER, W + 2 * BORDER, 3), 255, np.uint8)
@@ -258,16 +263,15 @@ def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None =
     figure, every = _figure(WIDTH), -(-T // MOST)               # higher than it needs to be, so that its width decides
     axes = figure.subplots()
     axes.imshow(_sharp(grid), extent=(-0.5, grid.shape[1] - 0.5, grid.shape[0] - 0.5, -0.5))
-    axes.set_xticks((GAP + pitch_x * np.arange(1, 2 * T, 2) - 1)[::every] / 2, range(T)[::every], color=GREY, size=7)
+    axes.set_xticks((GAP + pitch_x * np.arange(1, 2 * T, 2) - 1)[::every] / 2, numbers[::every], color=GREY, size=7)
     axes.set_yticks((GAP + pitch_y * np.arange(1, 2 * len(rows), 2) - 1) / 2, list(rows), color=INK, size=7.5)
     axes.xaxis.tick_top()
     for name, (first, colour) in kinds.items():
         axes.annotate(name, (GAP - 0.5 + pitch_x * first, -0.5), (0, 12), textcoords="offset points", color=colour,
                       size=7)
     if psnr is not None:
-        scores = [*[""] * n_past, *(f"{score:.1f}" for score in psnr)]
         below = axes.secondary_xaxis("bottom")
-        below.set_xticks(axes.get_xticks(), scores[::every], size=7)
+        below.set_xticks(axes.get_xticks(), scores[numbers][::every], size=7)
         axes.annotate("PSNR [dB]", (0, 0), (-3, -2), "axes fraction", "offset points", ha="right", va="top")
     for bare in (axes, *axes.child_axes):
         bare.tick_params(length=0, pad=2)

@@ -46,7 +46,7 @@ class View:
         videos = self.lab.videos(0, split="validate", model=model.eval())
         model.train(training)
         self._picture.update(_picture(figures.training_curves(history),
-                                      figures.strip(videos, n_past=self.lab.config.n_past)))
+                                      figures.strip(videos, n_past=self.lab.config.n_past, count=6)))
         return self.stopping.is_set()
 
     def __exit__(self, *_: object) -> None:
