@@ -22,7 +22,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 lab: .venv/installed
-	$(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1 $(ARGS)
+	JUPYTER_PATH= $(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1 $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

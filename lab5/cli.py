@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -16,15 +17,17 @@ from lab5.config import PRESETS
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 it could not be done, 2 wrong arguments, 130 Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")       # what was computed is printed, whatever the terminal
     options = _parser().parse_args(arguments)
     try:
         return options.action(options) or 0
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"lab5 {options.command}: {error}", file=sys.stderr)
-        return 1
+        status, message = 1, f"lab5 {options.command}: {error}"
     except KeyboardInterrupt:
-        print(f"\nlab5 {options.command}: stopped; the same command resumes from here", file=sys.stderr)
-        return 130
+        status, message = 130, f"\nlab5 {options.command}: stopped; the same command resumes from here"
+    print(message, file=sys.stderr)                             # here, since a bar is closed with the error's frames
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,8 +78,6 @@ def _add_run_commands(command: Callable) -> None:
     add = command(_train, "train, or resume the run in the folder (several processes: torchrun -m -- lab5.cli)", run)
     add("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[], type=_setting,
         help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
-    add("--from", dest="source", default="", type=_absolute, metavar="RUN",
-        help="begin with the best weights of another run, at their epoch, e.g. with a lower lr")
     add = command(_evaluate, "score a run's best weights on the test split", run)
     add("--future", type=partial(_number, least=1), help="frames to predict (default: as trained), e.g. 28")
     add("--best-of", type=partial(_number, least=2), help="samples of each sequence (default: as configured), e.g. 100")
@@ -90,8 +91,10 @@ def _add_run_commands(command: Callable) -> None:
     add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run)
     add("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
     add("--pdf", action="store_true", help="only make the PDF again, and list what a grader would miss")
-    add = command(_submit, "zip what is handed in: report, source, notebooks, figures", run)
-    add("--weights", action="store_true", help="include the weights")
+    command(_submit, "zip what is handed in: report, source, notebooks, figures, weights", run)
+    add = command(_grade, "score each zip of a folder of them, and write grades.csv into it")
+    add("folder", type=Path, metavar="FOLDER")
+    add("--data", default="", type=_absolute, help="data set's folder (default: the simulated robot)")
 
 
 def _number(text: str, least: int = 0) -> int:
@@ -109,7 +112,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute()) if path else ""
+    return str(Path(path).absolute()) if path and not path.startswith("~") else path  # `open_run` expands ~
 
 
 def _open(options: argparse.Namespace, run: str = ""):
@@ -146,20 +149,11 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from lab5.training import init_from
     from lab5.workbook.run import Run
 
-    changes = dict(options.settings)
-    if options.source:
-        if not options.run or "RANK" in os.environ:
-            raise ValueError("--from needs --run, a new folder for the run that begins with those weights, and a "
-                             "single process; torchrun can resume that run, without --from")
-        source, folder = _open(options, options.source), Path(options.run)
-        lab = Run(init_from(source.folder, folder, **changes), folder, source.data)
-    else:
-        lab = _open(options)
-        if changes:
-            lab = Run(PRESETS[options.preset].replace(**changes), lab.folder, lab.data)
+    lab = _open(options)
+    if options.settings:
+        lab = Run(PRESETS[options.preset].replace(**dict(options.settings)), lab.folder, lab.data)
     history = lab.train()
     if os.environ.get("RANK", "0") == "0":                      # of several processes one reports
         scored = [record["psnr"] for record in history if record["psnr"] is not None]
@@ -233,9 +227,19 @@ def _submit(options: argparse.Namespace) -> int:
 
     lab, details = _open(options), Details.load()
     status = _make_pdf(lab, details)
-    path = submit(lab, details, Path(), options.weights)
+    path = submit(lab, details, Path())
     print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB), read back")
     return status
+
+
+def _grade(options: argparse.Namespace) -> None:
+    from lab5.handin.grade import grade_folder
+    from lab5.workbook.run import RECORDED, open_run
+
+    lab = open_run("standard", str(RECORDED), options.data)
+    pack = lab.pack("test")
+    print(f"{len(pack)} test sequences of {lab.data_name}")
+    print(grade_folder(options.folder, pack))
 
 
 if __name__ == "__main__":

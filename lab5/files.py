@@ -6,18 +6,24 @@ Nothing here imports torch, so that the simulator's processes start fast.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import hashlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
+from filelock import FileLock
+
 SPLITS = ("train", "validate", "test")          # of a data set
+NO_LOCKS = errno.ENOLCK, errno.EOPNOTSUPP       # of some network drives
 
 
 class DataError(ValueError):
@@ -46,9 +52,32 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def lock(path: Path, timeout: float = -1) -> AbstractContextManager:
+    """A lock that is held, and that a killed process releases. Where the file system has none, a warning and none."""
+    try:
+        return FileLock(path, timeout=timeout).acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"{path.parent}: this file system has no locks ({error.strerror}), so nothing keeps a second process "
+              "from working here at the same time: start only one", file=sys.stderr)
+        return nullcontext()
+
+
+def expand(path: object) -> Path:
+    """A path that may begin with ~. Raises ValueError where there is no such home, or the name is not UTF-8."""
+    try:
+        expanded = Path(str(path)).expanduser()                 # papermill passes digits as a number
+        str(expanded.absolute()).encode()                       # safetensors and Jupyter open no other files
+        return expanded
+    except (RuntimeError, UnicodeEncodeError) as error:
+        raise ValueError(f"{str(path)!a}: cannot be used ({error}). Set HOME where ~ is unknown, or name a folder "
+                         "whose path is UTF-8") from error
+
+
 def home(root: str | Path) -> Path:
     """The folder that holds ``processed_data`` and ``packed``; `root` may also be ``processed_data`` itself."""
-    root = Path(root).expanduser().absolute()                   # links are kept: a pack lies beside the link
+    root = expand(root).absolute()                              # links are kept: a pack lies beside the link
     return root.parent if root.name == "processed_data" else root
 
 
@@ -85,14 +114,19 @@ def each(task: Callable, items: Sequence, workers: int | None = None, begin: Cal
 
 
 def _begin(begin: Callable | None) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with(parent_process().pid)
     if begin:
         begin()
 
 
-def _end_with_parent() -> None:
-    parent_process().join()
-    os._exit(1)
+def end_with(parent: int) -> None:
+    """End this process soon after its parent has ended, however that was."""
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @functools.cache

@@ -151,6 +151,17 @@ class CVAE(nn.Module):
                                              for step in range(n_past - 1, len(condition) - 1))]
         return self._unroll(frames, condition, noise, segments, n_posterior=n_past, first=n_past - 1)[0]
 
+    def gaussians(self, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Posterior and prior of z(t), all frames (T, B, C, H, W) known: mu, logvar, mu, logvar, (T-1, B, z) each."""
+        condition = self._normalise(condition)
+        h, c = self._encode(frames, condition)[0], self._embed(condition)
+        *posterior, _ = self.posterior(torch.cat([h[1:], c], dim=-1))
+        *prior, _ = self.prior(torch.cat([h[:-1], c], dim=-1))
+        return *posterior, *prior
+
+    def _normalise(self, condition: torch.Tensor) -> torch.Tensor:
+        return (condition[..., :self.condition_dim] - self.condition_mean) / self.condition_std
+
     def _unroll(self, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, segments: list[Segment],
                 n_posterior: int, first: int = 0) -> tuple[torch.Tensor, Maps]:
         """Run prior, frame predictor and decoder over all segments, each at once; decode from step `first` on.
@@ -158,7 +169,7 @@ class CVAE(nn.Module):
         The known frames (T', B, C, H, W) are encoded first. z(t) is the posterior's in the first `n_posterior` of them,
         else the prior's. Returns the frames (T-1 - first, B, C, H, W) and the KL of each level (T-1 - first, B, units).
         """
-        condition = (condition[..., :self.condition_dim] - self.condition_mean) / self.condition_std
+        condition = self._normalise(condition)
         all_h, all_maps = self._encode(frames, condition[:len(frames)])
         all_c = self._embed(condition)
         *posterior, _ = self.posterior(torch.cat([all_h[1:n_posterior], all_c[:n_posterior - 1]], dim=-1))

@@ -13,7 +13,7 @@ from lab5.config import Config
 def kl_weight(config: Config, progress):
     """Weight of the KL term, in [0, 1].
 
-    monotonic: a ramp over the first `kl_ramp` of the run, then 1 (Bowman et al. 2016);
+    monotonic: a linear ramp over the first `kl_ramp` of the run, then 1 (Bowman et al. 2016 use a logistic one);
     cyclical: the same in each of `kl_cycles` equal cycles, back to 0 at each start (Fu et al. 2019);
     constant: always 1; zero: always 0, the handout's first sanity check.
     """

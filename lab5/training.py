@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
@@ -34,7 +34,7 @@ from lab5 import checkpoint, processes, schedules
 from lab5.config import Config
 from lab5.data import Batch, Pack, condition_statistics, to_video, training_loader
 from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, require_fit
-from lab5.files import tune_malloc, write_text
+from lab5.files import lock, tune_malloc, write_text
 from lab5.model import CVAE, negative_elbo
 
 Record = dict[str, Any]
@@ -47,7 +47,7 @@ NUMBERS = "loss mse kl kl_weight teacher_forcing lr seconds sequences_per_second
 
 
 class Diverged(RuntimeError):
-    """The loss is not a number, or the KL explodes. The message says how to continue from the best weights."""
+    """The loss is not a number, or the KL explodes. The message says what to try."""
 
 
 class RunLocked(RuntimeError):
@@ -193,8 +193,8 @@ class Trainer:
         epoch, lower = len(self.history) + 1, self.config.lr / 2
         if not np.isfinite(loss) or kl > LARGEST_KL:
             raise Diverged(f"epoch {epoch}: loss {loss:.4g}, MSE {mse:.4g}, KL {kl:.4g} nats per frame: the training "
-                           "has diverged; checkpoints are kept. Continue from the best weights at half the learning "
-                           f"rate: `lab5 train --from {self.run} --run {self.run}-lr{lower:g} --set lr={lower:g}`")
+                           "has diverged; checkpoints are kept. Start again at half the learning rate, in another "
+                           f"folder: `lab5 train --run {self.run}-lr{lower:g} --set lr={lower:g}`")
         return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,
                 "lr": lr, "psnr": None, "bound": None, "seconds": self.seconds,
                 "sequences_per_second": self.steps * self.config.batch_size / self.seconds}
@@ -318,14 +318,14 @@ def run_lock(run: Path) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run / ".training.lock", timeout=0).acquire()
+        held = lock(run / ".training.lock", timeout=0)
     except Timeout:
         raise RunLocked(f"{run}: another process is training this run; `tail -f {run / 'history.jsonl'}` shows its "
                         "epochs. Stop it, or choose another run folder") from None
     except OSError as error:
         raise OSError(f"{run}: cannot be written ({error.strerror or error}). Make the folder writable, or choose "
                       "another run folder") from error
-    with lock:
+    with held:
         yield
 
 
@@ -364,24 +364,3 @@ def read_history(run: Path) -> list[Record]:
 def write_history(run: Path, history: list[Record]) -> None:
     """Replace ``history.jsonl``."""
     write_text(run / "history.jsonl", "".join(json.dumps(record) + "\n" for record in history))
-
-
-def init_from(source: Path, run: Path, **changes: Any) -> Config:
-    """Initialise a run folder with the best weights of another run, at their epoch, and some settings changed.
-
-    The next `train` resumes there, with a fresh optimizer. A folder that holds weights is left unchanged. Raises
-    ValueError where the source has no best weights, or a change asks for another model.
-    """
-    start, facts = checkpoint.load_model(source / "best.safetensors")
-    config = start.config.replace(**changes)
-    if not any((run / name).exists() for name in ("best.safetensors", "last.safetensors")):
-        model = CVAE(config, start.condition_dim)
-        try:
-            model.load_state_dict(start.state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"{source}: its weights do not fit a model with {changes}; change only settings of the "
-                             "training, such as lr") from error
-        checkpoint.save(run / "best.safetensors", model, **facts)
-        history = read_history(source)[:facts.get("epoch", 0)]
-        checkpoint.save(run / "last.safetensors", model, history=history, within={})
-    return write_or_match_config(run, config)

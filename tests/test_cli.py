@@ -42,18 +42,6 @@ def test_train_changes_settings_and_evaluate_scores_the_run(tiny_root, tmp_path,
     assert f"{scores['averages']['psnr']['prior_sample']['mean']:.2f}" in printed
 
 
-def test_train_begins_with_the_weights_of_another_run(tiny_root, tmp_path, capsys):
-    run = ["--preset", "smoke", "--data", str(tiny_root)]
-    assert main(["train", *run, "--run", str(tmp_path / "a"), "--set", "epochs=1"]) == 0
-    assert main(["train", *run, "--from", str(tmp_path / "a")]) == 1
-    assert "--from needs --run" in capsys.readouterr().err
-    assert main(["train", "--from", str(tmp_path / "a"), "--run", str(tmp_path / "b"), "--set", "epochs=2",
-                 "--set", "lr=0.0005"]) == 0
-    first, second = ((tmp_path / name / "history.jsonl").read_text().splitlines() for name in "ab")
-    assert len(second) == 2 and second[0] == first[0]
-    assert Config.load(tmp_path / "b" / "config.json").lr == 0.0005
-
-
 @pytest.mark.parametrize("arguments", [["train", "--preset", "slow"], ["watch"], []])
 def test_wrong_arguments_end_with_status_2(arguments):
     with pytest.raises(SystemExit, match="2"):

@@ -16,6 +16,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import finish, start, wait_until, weights
 from test_training import exact
@@ -23,6 +24,7 @@ from test_training import exact
 from lab5 import checkpoint, files
 from lab5.cli import main
 from lab5.config import preset
+from lab5.handin import report
 from lab5.robot.simulator import simulate
 from lab5.training import read_history
 from lab5.workbook import sweep
@@ -108,7 +110,7 @@ from lab5 import config
 from lab5.workbook import sweep
 from lab5.workbook.run import Run
 lab = Run(config.preset("smoke", precision="float32", epochs=8, n_future=1), *map(Path, sys.argv[1:]))
-sweep.sweep(lab, {GROUPS}, share=1.0).write(lab.folder / "sweep.csv")
+sweep.write(lab.folder / "sweep.csv", sweep.sweep(lab, {GROUPS}, share=1.0, seeds=1))
 """
 
 
@@ -135,7 +137,7 @@ def test_a_killed_sweep_leaves_no_process_and_resumes_to_the_same_table(tiny_roo
     assert {path: path.read_bytes() for path in done} == done
     monkeypatch.setattr(sweep, "each", lambda task, items, *_: map(task, items))
     lab = Run(preset("smoke", precision="float32", epochs=8, n_future=1), tmp_path / "whole", tiny_root)
-    sweep.sweep(lab, GROUPS, share=1.0).write(tmp_path / "whole" / "sweep.csv")
+    sweep.write(tmp_path / "whole" / "sweep.csv", sweep.sweep(lab, GROUPS, share=1.0, seeds=1))
     assert scores("killed") == scores("whole")
 
 
@@ -219,7 +221,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(obedient, tin
     lab = ["--preset", "smoke", "--data", tiny_root, "--run"]
     commands = {
         none / "run": ["train", *lab, none / "run"], none: ["train", *lab, none],
-        run / "variants": ["sweep", *lab, run], run / "evaluation": ["evaluate", *lab, run],
+        run / "variants": ["sweep", "extras", *lab, run], run / "evaluation": ["evaluate", *lab, run],
         run / "notebooks": ["report", *lab, run, "--only", "02"],
         tmp_path / "trained" / "figures": ["report", *lab, tmp_path / "trained", "--only", "02"],
         data / "packed": ["pack", data], none / "processed_data": ["simulate", none],
@@ -238,6 +240,103 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(obedient, tin
         status, said = json.loads(line)
         assert status == 1 and re.search(rf"{re.escape(str(place))}.*{os.strerror(errno.EACCES)}.*writable", said), said
     assert not list(none.iterdir())
+
+
+# What lies beside us -------------------------------------------------------------------------------------
+
+def test_notebooks_run_with_the_interpreter_that_runs_the_command(tiny_root, tmp_path, monkeypatch):
+    """Another kernel has the name python3, and is found first."""
+    (tmp_path / "kernels" / "python3").mkdir(parents=True)
+    other = {"argv": ["false", "{connection_file}"], "display_name": "other", "language": "python"}
+    (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(other))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
+    cell = nbformat.v4.new_code_cell("preset = run = data = ''\nimport sys; print(sys.executable)")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "00_a.ipynb")
+    lab = report.run_report("smoke", str(tmp_path / "{run}"), str(tiny_root))           # braces are papermill's own
+    assert nbformat.read(lab.folder / "notebooks" / "00_a.ipynb", 4).cells[-1].outputs[0].text.strip() == sys.executable
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_was_computed_is_printed_on_every_terminal(encoding, tiny_root, tmp_path):
+    run = tmp_path / "執行"
+    Run(preset("smoke"), run, tiny_root).train(progress=False)
+    command = [sys.executable, "-m", "lab5.cli", "evaluate", "--preset", "smoke", "--run", str(run)]
+    result = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+    printed = result.stdout.decode(encoding)
+    assert result.returncode == 0 and "average PSNR over 4 test sequences" in printed, result.stderr
+    assert str(run).encode(encoding, "backslashreplace").decode(encoding) in printed
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_anything_is_computed(tmp_path, capsys):
+    """Where the terminal's encoding is another, Python has its bytes as surrogates; safetensors opens no such file."""
+    folder = f"{tmp_path}/\udca4\udca4"
+    for command in (["train", "--run", folder], ["train", "--data", folder], ["check", folder], ["simulate", folder]):
+        assert main(command) == 1
+        assert "name a folder whose path is UTF-8" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told_and_worked_on_all_the_same(number, tiny_root, tmp_path, monkeypatch,
+                                                                        capsys):
+    def none(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    (tmp_path / "processed_data").symlink_to(tiny_root / "processed_data")
+    command = ["train", "--preset", "smoke", "--data", str(tmp_path), "--run", str(tmp_path / "run")]
+    assert main(command) == 0                                   # packs and trains
+    if number != errno.ENOSYS:                                  # for which filelock has a lock of another kind
+        said = capsys.readouterr().err
+        for folder in "packed", "run":
+            where = re.escape(str(tmp_path / folder))
+            assert re.search(rf"{where}: .* no locks.*{os.strerror(number)}.*only one", said)
+    assert main(command) == 0 and len(read_history(tmp_path / "run")) == preset("smoke").epochs
+
+
+def test_an_installation_without_its_notebooks_says_where_the_workbook_runs(tiny_root, tmp_path):
+    shutil.copytree(files.__file__.removesuffix("/files.py"), tmp_path / "lab5")
+    for command, status in ("demo", 1), ("train --preset smoke", 1), ("report", 1), (f"check {tiny_root}", 0):
+        result = subprocess.run([sys.executable, "-m", "lab5.cli", *command.split()], capture_output=True, text=True,
+                                cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
+        assert result.returncode == status
+        assert status == 0 or "without its notebooks. The workbook runs from its checkout" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["lab5"]
+
+
+@pytest.mark.parametrize("there", [None, "/nowhere"])
+def test_a_home_that_is_not_there_is_named(there, tiny_root, tmp_path, monkeypatch, capsys):
+    """No HOME and no entry for the user, as in a container; or a folder that is not there."""
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.delenv("HOME") if there is None else monkeypatch.setenv("HOME", there)
+    command = ["report", "--preset", "smoke", "--data", str(tiny_root), "--run", str(tmp_path)]
+    assert main(command) == 1 and "home folder" in (said := capsys.readouterr().err) and "Set HOME" in said
+    if there is None:
+        for command in (["train", "--run", "~/run"], ["check", "~/data"]):
+            assert main(command) == 1 and "Set HOME where ~ is unknown" in capsys.readouterr().err
+
+
+def test_data_that_cannot_be_written_are_packed_beside_a_link_to_them(tiny_root, tmp_path, monkeypatch):
+    shutil.copytree(tiny_root / "processed_data", tmp_path / "closed" / "processed_data")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "processed_data").symlink_to(tmp_path / "closed" / "processed_data")
+    monkeypatch.chdir(tmp_path)
+    assert main("train --preset smoke --data own/processed_data --run run".split()) == 0
+    assert (tmp_path / "own" / "packed").is_dir() and not (tmp_path / "closed" / "packed").exists()
+
+
+def test_a_message_has_a_line_of_its_own(tiny_root, tmp_path, capsys):
+    """Also where it ends a progress bar."""
+    (tmp_path / "processed_data").symlink_to(tiny_root / "processed_data")
+    with no_room():
+        assert main(["pack", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "packing train:" in said and "\nlab5 pack: " in said, said
 
 
 # Time ----------------------------------------------------------------------------------------------------

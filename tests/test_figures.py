@@ -51,6 +51,8 @@ FIGURES = {
     "schedules": lambda: figures.schedules({"up": np.linspace(0, 1, 9), "flat": np.ones(9), "off": np.zeros(9)}),
     "comparison": lambda: figures.comparison(COMPARED, {"KL": (19.2, 21.8)}, xlabel="PSNR [dB]", lines={"hold": 17.4}),
     "best_of": lambda: figures.best_of(SAMPLES),
+    "spectrum": lambda: figures.spectrum({"told": np.geomspace(1, 1e-4, 50)}, {"β = 0.0001": 0.6, "calibrated": 0.01}),
+    "over_steps": lambda: figures.over_steps({"KL [nats]": {"told": RNG.random((20, 11))}}),
     "rate_distortion": lambda: figures.rate_distortion(POINTS),
     **draw["DRAWINGS"],
 }

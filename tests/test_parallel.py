@@ -74,8 +74,10 @@ def test_a_killed_process_ends_the_job_and_any_number_resumes_it(tiny_root, tmp_
     close(tmp_path / "alone", tmp_path / "unbroken")
 
 
-def test_no_process_outlives_the_first(tiny_root, tmp_path):
-    job = subprocess.Popen(command(tmp_path / "run", tiny_root, 2, "epochs=500"), stderr=subprocess.PIPE)
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_no_process_outlives_the_first(tiny_root, tmp_path, torchrun):
+    job = subprocess.Popen(command(tmp_path / "run", tiny_root, 2, "epochs=500", torchrun=torchrun),
+                           stderr=subprocess.PIPE)
     wait_until(lambda: len(read_history(tmp_path / "run")) > 1, job)
     assert children(job.pid)
     job.kill()

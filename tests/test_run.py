@@ -97,6 +97,12 @@ def test_the_videos_shown_are_those_that_are_scored(trained):
     assert shown == pytest.approx(trained.evaluation().psnr["prior_sample"][2].mean(), abs=0.05)    # grey levels
 
 
+@pytest.mark.parametrize("index", [4, -5])
+def test_a_sequence_that_is_not_there_is_refused_by_its_number(trained, index):
+    with pytest.raises(ValueError, match=f"there is no sequence {index} in test: they are 0 to 3"):
+        trained.videos(index)
+
+
 def test_a_run_is_not_resumed_on_other_data(tiny_root, tmp_path):
     config = preset("smoke", precision="float32")
     Run(config, tmp_path / "run", tiny_root).train(lambda history, model: True, progress=False)
@@ -129,3 +135,11 @@ def test_a_result_says_where_it_comes_from(trained):
     for fact in (trained.config.hash, "simulated robot", trained.pack("test").data_sha, show.machine(), "float32"):
         assert fact in line
     assert show.table("a", "b", rows=[(1, "x")]) == "| a | b |\n| :-- | :-- |\n| 1 | x |"
+
+
+def test_the_environments_check_names_what_is_missing_and_is_short_where_nothing_is(monkeypatch, capsys):
+    show.check_environment()
+    assert capsys.readouterr().out.startswith("[OK]")
+    monkeypatch.setattr(show, "requires", lambda _: ["torch>=2", "no-such-thing>=1.5", 'no-such-test; extra == "test"'])
+    show.check_environment()
+    assert capsys.readouterr().out == "[FAIL] no-such-thing>=1.5 is not installed: pip install 'no-such-thing>=1.5'\n"

@@ -259,7 +259,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("function, argument", [
-    (os.system, "echo > {}"), (eval, "open('{}', 'w')"), (np.fromfile, "{}"), (getattr, "{}"), (torch.load, "{}")])
+    (os.system, "echo > {}"), (bytearray, "{}"), (eval, "open('{}', 'w')"), (np.fromfile, "{}"), (getattr, "{}"), (torch.load, "{}")])
 def test_callables_are_refused_and_not_called(path, tmp_path, function, argument):
     mark = tmp_path / "mark"
     written(path, template() | {"epoch": Payload(function, argument.format(mark))})
@@ -292,7 +292,28 @@ def garbled(path):
     path.write_bytes(content)
 
 
+def repacked(path):
+    with zipfile.ZipFile(written(path, template())) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in content:
+            archive.writestr(name, bytes(1 << 20) if name.endswith("/0") else content[name])
+
+
+def repeated(saved):
+    """One number that is seen as a gigabyte."""
+    saved["encoder"].c5[0].weight = nn.Parameter(torch.zeros(1).expand(1 << 28))
+
+
+def wide(saved):
+    """A small first layer of a network of a terabyte."""
+    saved["encoder"].c1[0].main[0].weight = nn.Parameter(torch.zeros(4096, 3, 3, 3))
+
+
 MISTAKES = {
+    "a bomb": (repacked, "it would be larger unpacked"), "a repeated number": (altered(repeated), "larger than the fi"),
+    "a wide layer": (altered(wide), "size mismatch for encoder"),
+    "NaN": (altered(lambda saved: saved["encoder"].c5[0].bias.data.fill_(torch.nan)), "c5.0.bias holds NaN"),
     "no file": (lambda path: None, "FileNotFoundError"),
     "bare pickle": (lambda path: path.write_bytes(pickle.dumps({"encoder": 1})), "save it again where it was trained"),
     "cut off": (lambda path: path.write_bytes(written(path, template()).read_bytes()[:-9]), "Copy it again"),

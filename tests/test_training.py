@@ -17,7 +17,7 @@ from lab5 import checkpoint, schedules, training
 from lab5.data import DataError
 from lab5.model import CVAE
 from lab5.schedules import learning_rate
-from lab5.training import Diverged, RunLocked, init_from, read_history, train
+from lab5.training import Diverged, RunLocked, read_history, train
 
 
 @pytest.fixture(autouse=True)
@@ -250,13 +250,6 @@ def test_an_exploding_kl_ends_the_run(config, tiny_packs, tmp_path, monkeypatch)
     assert not (tmp_path / "last.safetensors").exists()         # nothing of it is resumed
 
 
-def test_continuing_with_another_model_is_refused(config, tiny_packs, tmp_path):
-    run(config, tiny_packs, tmp_path / "a")
-    with pytest.raises(ValueError, match="do not fit a model with"):
-        init_from(tmp_path / "a", tmp_path / "b", width=8)
-    assert not (tmp_path / "b").exists()
-
-
 def test_the_settings_of_the_machine_may_change_on_resuming(config, tiny_packs, tmp_path):
     run(config, tiny_packs, tmp_path / "unbroken")
     run(config, tiny_packs, tmp_path / "moved", on_epoch=lambda history, model: True)
@@ -272,14 +265,6 @@ def test_a_lost_history_comes_back_from_the_checkpoint(config, tiny_packs, tmp_p
     (tmp_path / "best.safetensors").replace(tmp_path / "last.safetensors")
     with pytest.raises(checkpoint.CheckpointError, match="last.safetensors: holds no history"):
         run(config, tiny_packs, tmp_path)
-
-
-def test_a_run_is_initialised_with_the_best_weights_of_another(config, tiny_packs, tmp_path):
-    run(config, tiny_packs, tmp_path / "a")
-    best = checkpoint.load_model(tmp_path / "a" / "best.safetensors")[1]["epoch"]
-    changed = init_from(tmp_path / "a", tmp_path / "b", lr=5e-4, epochs=4)
-    history = run(changed, tiny_packs, tmp_path / "b")
-    assert history[:best] == read_history(tmp_path / "a")[:best] and [r["epoch"] for r in history] == [1, 2, 3, 4]
 
 
 def test_data_that_do_not_fit_are_refused_before_anything_is_trained(config, tiny_packs, tmp_path):

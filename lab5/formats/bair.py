@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lab5.data import FRAME_SIZE
-from lab5.files import SPLITS, DataError, home
+from lab5.files import SPLITS, DataError, expand, home
 from lab5.formats.packing import Arrays, write_pack
 
 LENGTH = 30                                     # frames of a sequence
@@ -54,7 +54,7 @@ def import_bair(source: str | Path, root: str | Path, progress: bool = True) -> 
     """
     if (home(root) / "processed_data").exists():
         raise DataError(f"{home(root)}: already holds a data set, processed_data; choose another folder for the packs")
-    files = _files(Path(source).expanduser())
+    files = _files(expand(source))
     for split in SPLITS:
         if of_split := [file for file in files if file.split == split]:
             names = [name for file in of_split for name in file.names]

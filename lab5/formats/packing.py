@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from tqdm.auto import tqdm
 
 from lab5.data import FORMAT, FRAME_SIZE
-from lab5.files import DataError, file_sha
+from lab5.files import DataError, file_sha, lock
 from lab5.formats.layout import SIMULATION
 
 Arrays = tuple[np.ndarray, np.ndarray]          # frames (T, 64, 64, 3) uint8, conditions (T, D) float32
@@ -31,7 +30,7 @@ def write_pack(root: Path, split: str, names: list[str], sequences: Iterable[Arr
     aside, needed = folder / f".{split}.tmp", len(names) * T * (FRAME_SIZE ** 2 * 3 + 4 * D)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{split}.lock"):                # of several processes one packs
+        with lock(folder / f"{split}.lock"):                    # of several processes one packs
             if (folder / split).is_dir() and not regenerate:
                 return
             shutil.rmtree(aside, ignore_errors=True)            # left by a killed call

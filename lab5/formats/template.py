@@ -65,12 +65,16 @@ def convert(path: str | Path, condition: str = "previous", order: str = "hzc", s
     try:
         settings = saved.get("args", saved.get("opt"))
         settings = getattr(settings, "state", settings) or {}
-        theirs = {f"{name}.{key.removeprefix('module.')}": tensor.double()
+        theirs = {f"{name}.{key.removeprefix('module.')}": tensor
                   for name in [*NETWORKS, *["prior"] * ("prior" in saved)]
                   for key, tensor in _tensors(saved[name]).items() if not key.endswith("num_batches_tracked")}
+        _require_numbers(theirs, Path(path).stat().st_size)
+        theirs = {name: tensor.double() for name, tensor in theirs.items()}
         config = _config(theirs, settings, condition, skip)
-        model = CVAE(config, CONDITION if config.condition != "none" else 0)
-        model.load_state_dict(_state_dict(theirs, model, order))
+        with torch.device("meta"):              # takes no memory, whatever sizes the file asks for
+            model = CVAE(config, CONDITION if config.condition != "none" else 0)
+        ours = _state_dict(theirs, model, order)
+        model.load_state_dict({name: tensor.float() for name, tensor in ours.items()}, assign=True)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: is not the template's model ({type(error).__name__}: {str(error):.600}). "
                               f"{WAY_OUT}") from error
@@ -88,10 +92,14 @@ def _read(path: Path) -> Any:
     """What was saved with torch.save, its objects `Inert`: nothing that the file names is imported or called."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it would be larger unpacked, and torch.save does not compress")
             if damaged := archive.testzip():    # torch does not compare the checksums that it writes
                 raise ValueError(f"{damaged} does not match its checksum")
+            pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
         names = get_unsafe_globals_in_checkpoint(path)
         refused = [name for name in names if name.partition(".")[0] in FOREIGN and not HARMLESS.fullmatch(name)]
+        refused += ["bytearray"] * any(b"bytearray" in content for content in pickles)  # torch would fill any size
         if not refused:
             inert = dict.fromkeys(names, Inert) | {"collections.defaultdict": lambda *factory: {}}
             with safe_globals([(stand_in, name) for name, stand_in in inert.items()]):
@@ -115,6 +123,14 @@ def _tensors(saved: Any) -> Tensors:
     return {name: tensor for name, tensor in own.items() if tensor is not None} | children
 
 
+def _require_numbers(theirs: Tensors, size: int) -> None:
+    """Raise ValueError where tensors are not finite, or larger than the file: a view can repeat one number at will."""
+    if sum(tensor.nbytes for tensor in theirs.values()) > size:
+        raise ValueError("its tensors are larger than the file")
+    if bad := [name for name, tensor in theirs.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{bad[0]} holds NaN or infinity")
+
+
 def _config(theirs: Tensors, settings: Mapping, condition: str, skip: str) -> Config:
     """Sizes from the shapes, numbers of frames and skips from the settings, the rest as it is by default."""
     g_dim, z_dim = theirs["encoder.c5.0.weight"].shape[0], theirs["posterior.mu_net.weight"].shape[0]
@@ -133,7 +149,7 @@ def _config(theirs: Tensors, settings: Mapping, condition: str, skip: str) -> Co
 def _state_dict(theirs: Tensors, model: CVAE, order: str) -> Tensors:
     """The model's state dict from theirs, which is used up."""
     ours = _convolutions(theirs, model)
-    ours |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("condition_")}
+    ours |= {"condition_mean": torch.zeros(model.condition_dim), "condition_std": torch.ones(model.condition_dim)}
     if model.embed_condition:                                   # the condition as it is
         ours |= {"embed_condition.weight": torch.eye(CONDITION), "embed_condition.bias": torch.zeros(CONDITION)}
     if "frame_predictor.output.1.weight" in theirs:             # the template's; SVG has no norm there

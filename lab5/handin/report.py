@@ -1,11 +1,15 @@
 """The whole workbook as one batch job: every notebook through papermill into a run folder, and the PDF of them."""
 
+import os
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import gettempdir
 
 import papermill
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
 from tqdm.auto import tqdm
 
 from lab5.evaluation import Evaluation, evaluate
@@ -15,6 +19,13 @@ from lab5.handin.rubric import check, describe
 from lab5.workbook.run import PROJECT, RECORDED, Run, open_run
 
 NOTEBOOKS = PROJECT / "notebooks"
+
+
+class Kernel(AsyncKernelManager):
+    """The kernel of the interpreter that runs this, whatever kernels are installed beside it."""
+
+    def _kernel_spec_manager_default(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[])
 
 
 def find_notebooks(only: list[str] | None = None) -> list[Path]:
@@ -29,14 +40,14 @@ def find_notebooks(only: list[str] | None = None) -> list[Path]:
 def run_report(preset: str, run: str = "", data: str = "", only: list[str] | None = None) -> Run:
     """Execute the notebooks in order; copies with their outputs go to ``RUN/notebooks``, figures to ``RUN/figures``.
 
-    Raises ValueError on an unknown preset, parameter or notebook, and RuntimeError where a notebook stopped.
+    Raises ValueError on an unknown preset or notebook, OSError without a home folder, RuntimeError where a notebook
+    stopped.
     """
     lab, notebooks = open_run(preset, run, data), find_notebooks(only)
-    parameters = {"preset": preset, "run": str(lab.folder), "data": str(PROJECT / data) if data else ""}
-    for notebook in notebooks:
-        known = papermill.inspect_notebook(str(notebook))       # of an unknown parameter, papermill itself only warns
-        if unknown := parameters.keys() - known.keys():
-            raise ValueError(f"{notebook} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+    parameters = {"preset": preset, "run": str(lab.folder), "data": str(lab.data) if data else ""}
+    if not os.access(home := os.path.expanduser("~"), os.W_OK):
+        raise OSError(f"{home}: there is no such home folder, or it cannot be written, and Jupyter needs one. Set "
+                      f"HOME: `HOME={gettempdir()} lab5 report`")
     lab.prepare()
     with tqdm(notebooks, unit="notebook") as bar:
         threading.Thread(target=_show_epochs, args=(lab.folder, bar), daemon=True).start()
@@ -49,12 +60,16 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
 def _execute(notebook: Path, target: Path, parameters: dict[str, str]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        places = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, target)]
         papermill.execute_notebook(
-            str(notebook), str(target), parameters, kernel_name="python3", cwd=str(notebook.parent),
+            *places, parameters, kernel_name="python3", kernel_manager_class=Kernel, cwd=str(notebook.parent),
             progress_bar=False, extra_arguments=["--IPKernelApp.log_level=ERROR"])              # it would break the bar
     except papermill.PapermillExecutionError as error:
         raise RuntimeError(f"{notebook.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
                            f"Its copy with the full traceback: {target}") from error
+    except RuntimeError as error:
+        raise RuntimeError(f"{notebook.name} stopped: {error}; perhaps memory ran out. The same command starts again, "
+                           "and a training resumes") from error
     except OSError as error:
         raise OSError(f"{target}: could not be written ({error.strerror or error}). Free some disk space, make the "
                       "folder writable, or choose another run folder; the same command starts again") from error

@@ -1,8 +1,9 @@
-"""What is handed in: one zip with the report, the source, the executed notebooks and the figures, read back."""
+"""What is handed in: one zip with the report, the source, the executed notebooks, the figures and the weights."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unicodedata import normalize
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from lab5.files import write_atomically
@@ -12,22 +13,24 @@ from lab5.workbook.run import PROJECT, Run
 SOURCE = ("README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "tests/*.py", "figures/draw.py",
           "figures/*.csv", *(f"lab5/**/*.{kind}" for kind in ("py", "xml", "typ", "mplstyle")))
 REPORT = ("report.pdf", "notebooks/*.ipynb", "figures/*.*")
-RESULTS = ("config.json", "history.jsonl", "evaluation/test/*.json")
+RESULTS = ("best.safetensors", "config.json", "history.jsonl", "evaluation/test/*.json")
 
 
-def submit(lab: Run, details: Details, folder: Path, weights: bool = False) -> Path:
+def submit(lab: Run, details: Details, folder: Path) -> Path:
     """Write ``DL_LAB5_<id>_<name>.zip`` of a run whose PDF was made, and read it back; returns its path.
 
     Raises ValueError on a student id or name that cannot be in a file's name.
     """
-    name = "_".join(["DL_LAB5", *details.student_id.split(), *details.name.split()])
-    if not (details.student_id.strip() and details.name.strip()) or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
+    words = normalize("NFC", f"{details.student_id} {details.name}").split()
+    name = "_".join(["DL_LAB5", *words]).rstrip(".")            # Windows cannot open a folder that ends in a dot
+    named = all(re.search(r"\w", text) for text in (details.student_id, details.name))
+    if not named or re.search(r'[/\\:*?"<>|]', name) or not name.isprintable() or len(name.encode()) > 200:
         raise ValueError(f"id {details.student_id!r} and name {details.name!r} do not make the zip's name: write "
-                         "them into report.yaml, without any of / \\ : * ? \" < > |")
+                         "them into report.yaml, in 190 bytes, without any of / \\ : * ? \" < > |")
 
     def write(path: Path) -> None:
         with ZipFile(path, "w", ZIP_DEFLATED) as archive:
-            for place, file in _members(lab, weights):
+            for place, file in _members(lab):
                 archive.write(file, f"{name}/{place}")
         with ZipFile(path) as archive:
             if damaged := archive.testzip():
@@ -37,10 +40,9 @@ def submit(lab: Run, details: Details, folder: Path, weights: bool = False) -> P
     return folder / f"{name}.zip"
 
 
-def _members(lab: Run, weights: bool) -> Iterator[tuple[str, Path]]:
+def _members(lab: Run) -> Iterator[tuple[str, Path]]:
     """(path in the zip, file) of everything that is handed in, and nothing else."""
-    results = [*RESULTS, "best.safetensors"] if weights else RESULTS
-    parts = (PROJECT, "", SOURCE), (lab.folder, "", REPORT), (lab.folder, "results/", results)
+    parts = (PROJECT, "", SOURCE), (lab.folder, "", REPORT), (lab.folder, "results/", RESULTS)
     for folder, prefix, patterns in parts:
         for pattern in patterns:
             for path in sorted(folder.glob(pattern)):

@@ -14,10 +14,9 @@ from xml.etree import ElementTree
 
 import mujoco
 import numpy as np
-from filelock import FileLock
 from tqdm.auto import tqdm
 
-from lab5.files import SPLITS, DataError, each, home, write_text
+from lab5.files import SPLITS, DataError, each, home, lock, write_text
 from lab5.formats.layout import SIMULATION, write_sequence
 from lab5.robot.scene import TRAY, Scene
 
@@ -181,7 +180,7 @@ def simulate(root: str | Path, train: int, validate: int, test: int, length: int
                    if not _folder(tree, split, index).is_dir()]
         if not missing:
             return
-        with FileLock(tree / ".simulation.lock"):               # of several processes one writes, the others wait
+        with lock(tree / ".simulation.lock"):                   # of several processes one writes, the others wait
             # the record comes first: also a part of a set must be known as simulated
             write_text(tree / SIMULATION, json.dumps(record, indent=1) + "\n")
             done = each(partial(_write, tree, seed, length), missing, workers)

@@ -215,6 +215,7 @@ def best_of(samples: dict[str, dict[str, np.ndarray]], xlabel: str = "N, samples
             best = np.maximum.accumulate(scores, axis=1).mean(axis=0)
             axes.plot(np.arange(1, len(best) + 1), best, color=colour, label=name, marker=marker, markevery=[0, -1])
         axes.set(xscale="log", xlabel=xlabel, ylabel=measure)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.legend()
     return figure
 
@@ -231,9 +232,38 @@ def rate_distortion(points: dict[str, dict[str, np.ndarray]]) -> Figure:
         axes.plot([values["kl"]] * 2, [values["prior_sample"], values["posterior"]], color=colour, lw=0.7, alpha=0.6)
         axes.plot(values["kl"], values["posterior"], marker, color=colour, label=name)
         axes.plot(values["kl"], values["prior_sample"], marker, color=colour, mfc="white")
-    axes.set(xscale="symlog", xlabel="rate: KL [nats per frame]",
-             ylabel="PSNR [dB]; full: posterior, hollow: prior sample", xlim=(0, None))
-    axes.legend(fontsize=7)
+    axes.set(xscale="symlog", xlabel="rate: KL [nats per frame]", ylabel="PSNR [dB]", xlim=(-0.05, None))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(fontsize=7, title="full: posterior, hollow: prior sample", title_fontsize=7)
+    return figure
+
+
+@styled
+def spectrum(spectra: dict[str, np.ndarray], thresholds: dict[str, float]) -> Figure:
+    """Variances along principal directions, largest first, on logarithmic axes; thresholds as horizontal lines."""
+    figure = _figure(2.5)
+    axes = figure.subplots()
+    for (name, values), colour in zip(spectra.items(), CYCLE, strict=False):
+        axes.plot(np.arange(1, len(values) + 1), values, color=colour, label=name)
+    for (name, value), style in zip(thresholds.items(), cycle(["--", "-.", ":"]), strict=False):
+        axes.axhline(value, color=GREY, lw=0.8, ls=style, label=f"{name}: {value:.2g}")
+    axes.set(xscale="log", yscale="log", xlabel="principal direction", ylabel="variance",
+             ylim=(min(thresholds.values()) / 30, None))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend()
+    return figure
+
+
+@styled
+def over_steps(panels: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Means over sequences at every step, a panel for each quantity: quantity -> model -> (sequences, T-1)."""
+    figure = _figure(2.0)
+    for axes, (quantity, models) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        for (name, values), colour, marker in zip(models.items(), CYCLE, "os^Dv", strict=False):
+            axes.plot(np.arange(1, values.shape[1] + 1), values.mean(axis=0), color=colour, marker=marker, label=name)
+        axes.set(xlabel="frame t", ylabel=quantity, ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
     return figure
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
+from pydantic import BaseModel, ValidationError
 
 from lab5 import checkpoint, evaluation
 from lab5.config import Config, preset
 from lab5.data import Pack, Windows
 from lab5.evaluation import PROTOCOLS, Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
-from lab5.files import SPLITS, home, write_text
+from lab5.files import SPLITS, expand, home, write_text
 from lab5.formats.tree import open_or_pack
 from lab5.model import CVAE
 from lab5.robot.simulator import simulate
@@ -37,15 +38,30 @@ class NotYet(RuntimeError):
     """Nothing is trained in the run folder yet; says what to run."""
 
 
-def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = False) -> Run:
-    """Open a run folder for a notebook or a command. Raises ValueError on a preset, run or data that cannot be used.
+class Parameters(BaseModel, extra="forbid", strict=True):
+    """What a notebook's first cell sets. Papermill passes a folder's digits as a number."""
+
+    preset: str
+    run: str | int | Path
+    data: str | int | Path
+    sequence: int = 0
+
+
+def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = False, **others: object) -> Run:
+    """Open a run folder for a notebook or a command. Raises ValueError on a parameter that cannot be used.
 
     Args:
         preset_name: smoke, quick, standard or full. A run folder that has a configuration keeps its own.
         run: the run folder; empty: ``runs/<preset>`` in the project. Relative paths start at the project.
         data: the folder that holds ``processed_data``; empty: the one the run was trained on, else the simulated robot.
         recorded: open the recorded run where neither is named and nothing is trained yet, and say so.
+        others: a notebook's further parameters, which are only checked.
     """
+    try:
+        Parameters(preset=preset_name, run=run, data=data, **others)
+    except ValidationError as error:
+        wrong = (f"{found['loc'][0]} = {found['input']!r}: {found['msg']}" for found in error.errors())
+        raise ValueError("; ".join(wrong)) from error
     config, folder = preset(preset_name), _in_project(run or f"runs/{preset_name}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder for the run")
@@ -82,8 +98,8 @@ def recorded_run(name: str, sequences: int = 16) -> Run:
 
 
 def _in_project(path: object) -> Path:
-    """A path that may be relative to the project, or begin with ~. Papermill passes digits as a number."""
-    return PROJECT / Path(str(path)).expanduser()
+    """A path that may be relative to the project, or begin with ~."""
+    return PROJECT / expand(path)
 
 
 def _known_data(run: Path) -> dict[str, str]:
@@ -207,6 +223,8 @@ class Run:
         Predicted by `model`; by default with the run's best weights.
         """
         model, pack = model or self.model(), self.pack(split)
+        if not 0 <= index < len(pack):
+            raise ValueError(f"there is no sequence {index} in {split}: they are 0 to {len(pack) - 1}")
         batch, steps = Windows(pack, model.config.length).__getitems__([index] * count), model.config.length - 1
         noise = [prior_noise(len(pack), steps, model.noise_size, 1, number)[:, [index]] for number in range(count)]
         return predict(model, batch.frames, batch.condition, torch.cat(noise, dim=1)).cpu()
@@ -217,8 +235,8 @@ class Run:
 
         "truth", then "prediction" (the sample that is graded) and "sample 2", "sample 3", ...
         """
-        truth = as_pictures(Windows(self.pack(split), self.config.length)[index].frames[:, 0])
         futures = self.samples(index, samples, split, model).unbind(dim=1)
+        truth = as_pictures(Windows(self.pack(split), self.config.length)[index].frames[:, 0])
         return {"truth": truth, **{f"sample {number}" if number > 1 else "prediction": np.concatenate(
             [truth[:self.config.n_past], as_pictures(future)]) for number, future in enumerate(futures, 1)}}
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from lab5.workbook.run import Run
 
 PROJECT = Path(__file__).resolve().parents[2]
+if not (PROJECT / "notebooks").is_dir():
+    raise RuntimeError(f"{Path(__file__).parents[1]}: lab5 was installed without its notebooks. The workbook runs from "
+                       "its checkout: `pip install --editable .` there, or `make report`")
 GIF_SCALE = 3                                   # four panels fit the width of a notebook
 SCREEN = 96 * 1.15                              # pixels per inch of a figure
 
@@ -88,19 +91,18 @@ def provenance(lab: Run) -> str:
 
 
 def check_environment() -> None:
-    """Print one line for each thing that the workbook needs: [OK], or [FAIL] and what to do."""
+    """Print what the workbook needs and this machine lacks, each with what to do, or that nothing is missing."""
+    missing, free = [], shutil.disk_usage(PROJECT).free / 2 ** 30
     for requirement in requires("lab5") or []:
-        name = re.split(r"[<>=!~ ;]", requirement, maxsplit=1)[0]
-        if "extra ==" in requirement:
-            continue
         try:
-            print(f"[OK]   {name} {version(name)}")
+            if "extra ==" not in requirement:
+                version(re.split(r"[<>=!~ ;]", requirement, maxsplit=1)[0])
         except PackageNotFoundError:
-            print(f"[FAIL] {requirement} is not installed: pip install '{requirement}'")
-    free = shutil.disk_usage(PROJECT).free / 2 ** 30
-    print(f"[OK]   {free:.0f} GiB free on the disk of {PROJECT.name}/" if free > 2 else
-          f"[FAIL] {free:.1f} GiB free on the disk of {PROJECT.name}/: a run and its data need 2; free some")
-    print(f"[OK]   {machine()}; computing in {choose_precision('auto', choose_device())}")
+            missing.append(f"[FAIL] {requirement} is not installed: pip install '{requirement}'")
+    if free < 2:
+        missing.append(f"[FAIL] {free:.1f} GiB free on this disk: a run and its data need 2; free some")
+    print("\n".join(missing) or f"[OK] every package is here, and {free:.0f} GiB of disk; {machine()}, "
+          f"{choose_precision('auto', choose_device())}")
 
 
 def commit() -> str:

@@ -51,7 +51,7 @@ SWEEPS: dict[str, Choices] = {
             "0.001": {**ACTION_FREE, "lr": 1e-3},
             "0.01": {**ACTION_FREE, "lr": 1e-2}}},
 }
-PROTOCOLS = ("prior_sample", "prior_mean", "mean_of_n", "best_of_n", "posterior", "two_samples")
+PROTOCOLS = ("prior_sample", "prior_mean", "mean_of_n", "best_of_n", "posterior", "two_samples", "repeat_last")
 FACTS = ("windows", "data", "machine")          # of a run's training, data_sha of the test split, machine and precision
 COLUMNS = ("choice", "option", "seed", "configuration", *PROTOCOLS, "kl", "seconds", *FACTS)
 RECORDED = PROJECT / "figures"                  # comparison_extras.csv, comparison_schedules.csv
@@ -133,6 +133,15 @@ def gains(options: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float
             for name, values, low, high in zip(list(options)[1:], others, *interval, strict=True)}
 
 
+def bands(scores: Scores) -> dict[str, tuple[float, float]]:
+    """For every choice, the values within which a mean is not told apart from the first option's."""
+    found = {}
+    for choice, (reference, *_) in ((choice, list(options.values())) for choice, options in scores.items()):
+        reach = max((high - low) / 2 for _, low, high in gains(scores[choice]).values())
+        found[choice] = (reference.mean() - reach, reference.mean() + reach)
+    return found
+
+
 def report(records: list[dict], column: str = "prior_sample") -> str:
     """Every option's averages over seeds, and its gain over the first option of its choice, as a Markdown table."""
     names = {**dict.fromkeys(PROTOCOLS, "{:.2f}"), "kl": "{:.3g}"}
@@ -144,4 +153,4 @@ def report(records: list[dict], column: str = "prior_sample") -> str:
             rows.append((choice, option, *(text.format(columns[name][choice][option].mean())
                                            for name, text in names.items()), gain))
     return table("choice", "option", "sample", "prior's mean", "average of N", "best of N", "posterior", "two samples",
-                 "KL [nats]", f"gain, {column.replace('_', ' ')} [dB]", rows=rows)
+                 "last frame", "KL [nats]", f"gain, {column.replace('_', ' ')} [dB]", rows=rows)

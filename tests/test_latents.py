@@ -1,0 +1,56 @@
+"""What a latent variable carries, measured on latents of which it is known."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import seeded_model
+
+from lab5.config import preset
+from lab5.data import Windows, to_video
+from lab5.evaluation import infer, prior_noise
+from lab5.workbook.latents import Gaussians, direction, explained, gaussians, residual_spectrum
+
+CONFIG = preset("smoke", precision="float32", condition="none", learned_prior=True)
+RNG = np.random.default_rng(0)
+
+
+def test_explained_is_one_for_a_linear_map_zero_for_noise_and_needs_a_network_for_a_square():
+    inputs = RNG.normal(size=(400, 6, 3))
+    targets = np.stack([inputs @ [1.0, -2.0, 0.5], RNG.normal(size=(400, 6)), inputs[..., 0] ** 2], axis=-1)
+    linear, network = explained(inputs, targets), explained(inputs, targets, hidden=256)
+    assert linear == pytest.approx([1, 0, 0], abs=0.02)
+    assert network[[0, 2]] == pytest.approx([1, 1], abs=0.1) and abs(network[1]) < 0.25
+
+
+def test_the_direction_is_that_of_the_noise_that_goes_with_a_target():
+    noise = RNG.normal(size=(300, 5, 4))
+    scale = np.array([0.1, 1.0, 3.0, 2.0])                      # of the prior, which must not matter
+    found = Gaussians(2 + noise * scale, np.zeros_like(noise), np.full_like(noise, 2.0),
+                      np.broadcast_to(2 * np.log(scale), noise.shape))
+    assert direction(found, noise @ [0.6, 0.0, -0.8, 0.0]) == pytest.approx([0.6, 0, -0.8, 0], abs=0.1)
+
+
+def test_a_unit_is_active_where_its_mean_varies(tiny_packs):
+    mu = RNG.normal(size=(50, 5, 3)) * [1.0, 0.05, 0.2]         # variances 1, 0.0025, 0.04
+    zeros = np.zeros_like(mu)
+    found = Gaussians(mu, zeros, zeros, zeros)
+    assert found.active == 2
+    assert found.kl.mean() == pytest.approx(0.5 * (mu ** 2).sum(-1).mean())
+    assert found.prior_scale == pytest.approx(1.0)
+
+
+def test_with_teacher_forcing_the_gaussians_are_those_of_the_bound(tiny_packs):
+    """Same KL as the training's, where all previous frames are known."""
+    model, pack = seeded_model(CONFIG), tiny_packs["test"]
+    batch = Windows(pack, CONFIG.length).__getitems__(list(range(len(pack))))
+    noise = prior_noise(len(pack), CONFIG.length - 1, model.noise_size, 1)
+    with torch.inference_mode():
+        terms = model.elbo_terms(to_video(batch.frames), batch.condition, noise, [True] * (CONFIG.length - 1))
+    assert gaussians(model, pack).kl.mean() == pytest.approx(float(terms.kl), rel=0.02)        # the machine's precision
+    assert float(infer(model, batch.frames, batch.condition, noise, "float32").kl) != pytest.approx(float(terms.kl))
+
+
+def test_the_spectrum_adds_up_to_the_variance_of_the_error(tiny_packs):
+    spectrum = residual_spectrum(seeded_model(CONFIG), tiny_packs["test"])
+    assert spectrum.shape == (4 * CONFIG.n_future,) and (np.diff(spectrum) <= 1e-9).all()
+    assert spectrum.min() > -1e-6 and spectrum.sum() > 0
