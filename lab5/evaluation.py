@@ -145,7 +145,7 @@ class Evaluation:
         averages = {measure: {p: dict(zip(("mean", "half_width_95"), self.average(p, measure), strict=True))
                               for p in getattr(self, measure)} for measure in METRICS}
         content = {"facts": self.facts, "grade": self.grade, "averages": averages, "names": self.names, **scores}
-        write_text(folder / "scores.json", json.dumps(content) + "\n")
+        write_text(folder / "scores.json", json.dumps(content, separators=(",", ":")) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:

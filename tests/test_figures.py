@@ -43,6 +43,8 @@ FIGURES = {
     "training_curves, an epoch": lambda: figures.training_curves(HISTORY[:1]),
     "strip": lambda: figures.strip({"truth": video(), "prediction": video()}, n_past=N_PAST,
                                    psnr=np.linspace(25, 20, 10)),
+    "strip with a map": lambda: figures.strip({"truth": video(12, 32)}, n_past=N_PAST, psnr=np.linspace(25, 20, 10),
+                                              maps={"difference": 90 * RNG.random((12, 32, 32))}, lines=2),
     "strip of 30": lambda: figures.strip({"truth": video(30)}, n_past=N_PAST, psnr=np.linspace(25, 20, 28)),
     "psnr_over_time": lambda: figures.psnr_over_time(CURVES, n_past=N_PAST),
     "psnr_distribution": lambda: figures.psnr_distribution(SCORES),
@@ -209,6 +211,19 @@ def test_a_strip_of_some_frames_keeps_their_numbers_scores_and_kinds():
     pixels, start = shown(figure.axes[0]), figures.GAP + figures.BORDER
     assert (pixels[start:start + 16, start + 3 * PITCH:][:, :16] == frames[11]).all()
     assert matplotlib.colors.to_hex(pixels[start - 1, start + PITCH - 1] / 255) == figures.PREDICTED
+
+
+def test_a_map_has_a_colour_scale_and_lines_hold_all_frames():
+    values = np.zeros((T, 16, 16))
+    values[7] = 80
+    figure = figures.strip({"truth": video()}, n_past=N_PAST, psnr=np.arange(20.0, 30.0), maps={"error": values},
+                           lines=2)
+    first, second, scale = figure.axes
+    assert scale.get_ylabel() == "grey levels" and scale.get_ylim() == (0, 80)
+    assert [label.get_text() for label in second.get_xticklabels()] == [str(t) for t in range(6, 12)]
+    y, x = PITCH + figures.GAP + figures.BORDER, PITCH + figures.GAP + figures.BORDER
+    light, dark = (shown(axes)[y:y + 16, x:x + 16] for axes in (first, second))         # frames 1 and 7
+    assert light.min() > 180 and dark.max() < 60 and {"20.0", "23.0", "29.0"} <= words(figure)
 
 
 def test_a_strip_of_known_frames_has_no_marks():

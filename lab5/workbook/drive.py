@@ -12,8 +12,9 @@ from lab5.data import Pack, Windows, to_video
 from lab5.evaluation import predict
 from lab5.metrics import psnr
 from lab5.robot.simulator import REACH, Robot, sequence_rng
+from lab5.workbook.figures import difference, in_colours
 from lab5.workbook.run import SIMULATION_SEED, Run, as_pictures
-from lab5.workbook.widgets import Curve, Stage, button
+from lab5.workbook.widgets import MOST, Curve, Stage, button
 
 ACTION = 4                                      # numbers of a condition that are the action; the rest is the position
 LONGEST = 28                                    # frames of a drive
@@ -134,8 +135,8 @@ class Drive:
         self.words.value = f"{count} of {LONGEST} steps; the model was trained on {self.model.config.n_future}"
         if self.robot:
             truth = self.real(self.actions)
-            difference = np.abs(truth[-1].astype(np.int16) - now[-1]).astype(np.uint8)
-            self.stage.show({"the simulated robot": truth[-1], "|difference|": difference}, bool(count))
+            wrong = in_colours(difference(truth[-1], now[-1]), MOST)
+            self.stage.show({"the simulated robot": truth[-1], "|difference|": wrong}, bool(count))
         if self.robot and count:
             a, b = (to_video(torch.from_numpy(video[self.n_past:]).movedim(-1, 1)) for video in (now, truth))
             self.curve.show({"against the robot": psnr(a, b).numpy()}, self.n_past)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ CYCLE = (NAVY, VERMILION, TEAL, AMBER, MAUVE, GREY)
 CONTEXT, PREDICTED = TEAL, VERMILION            # the two kinds of frame, in every figure
 BORDER, GAP = 2, 2                              # pixels around a frame and between frames
 MOST = 16                                       # numbers over or under a strip
+HEAT = matplotlib.colormaps["magma_r"]          # of differences; 0 is the lightest
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -269,53 +270,70 @@ def over_steps(panels: dict[str, dict[str, np.ndarray]]) -> Figure:
 # Frames --------------------------------------------------------------------------------------------------
 
 @styled
-def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None = None,
-          count: int | None = None) -> Figure:
+def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None = None, count: int | None = None,
+          maps: dict[str, np.ndarray] | None = None, lines: int = 1) -> Figure:
     """Frames side by side, one labelled row per video; borders tell context from predicted frames, if there are both.
 
     `rows`: name -> uint8 (T, H, W, C), all of one shape; `psnr`: (T - n_past,) dB of the predicted frames, written
-    under the last row; `count`: how many frames to show, evenly spaced (all). Raises ValueError for a video that is not
-    uint8, or shapes or lengths that differ.
+    below them; `count`: how many frames to show, evenly spaced (all); `maps`: name -> (T, H, W) grey levels, further
+    rows in colours with a scale; `lines`: how many lines the frames fill. Raises ValueError as `_check` does.
     """
+    most = max((float(values.max()) for values in (maps or {}).values()), default=0.0)
+    rows = rows | {name: in_colours(values, most) for name, values in (maps or {}).items()}
     framed = np.stack(list(_check(rows).values()))                                              # (rows, T, H, W, 3)
-    numbers = np.linspace(0, framed.shape[1] - 1, count or framed.shape[1]).round().astype(int)
-    scores = np.array([*[""] * n_past, *(f"{score:.1f}" for score in ([] if psnr is None else psnr))])
-    framed, n_past = framed[:, numbers], int((numbers < n_past).sum())
     T, H, W = framed.shape[1:4]
-    kinds = {"context": (0, CONTEXT), "predicted": (n_past, PREDICTED)} if 0 < n_past < T else {}
     canvas = np.full((len(rows), T, H + 2 * BORDER, W + 2 * BORDER, 3), 255, np.uint8)
-    for first, colour in kinds.values():
+    for first, colour in [(0, CONTEXT), (n_past, PREDICTED)] * (0 < n_past < T):
         canvas[:, first:] = np.round(255 * np.array(matplotlib.colors.to_rgb(colour)))
     canvas[:, :, BORDER:-BORDER, BORDER:-BORDER] = framed
-    cells = torch.from_numpy(canvas).flatten(0, 1).permute(0, 3, 1, 2)
-    grid = make_grid(cells, nrow=T, padding=GAP, pad_value=255).permute(1, 2, 0).numpy()
-    pitch_y, pitch_x = np.array(canvas.shape[2:4]) + GAP
-    figure, every = _figure(WIDTH), -(-T // MOST)               # higher than it needs to be, so that its width decides
-    axes = figure.subplots()
+    numbers = np.linspace(0, T - 1, count or T).round().astype(int)
+    scores = np.array([*[""] * n_past, *(f"{score:.1f}" for score in ([] if psnr is None else psnr))])
+    figure = _figure(WIDTH)                                     # higher than it needs to be, so that its width decides
+    every = figure.subplots(lines, squeeze=False)[:, 0]
+    for axes, part in zip(every, np.array_split(numbers, lines), strict=True):
+        _line(axes, canvas[:, part], list(rows), part, n_past, [] if psnr is None else scores[part])
+    if maps:
+        colours = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, most), HEAT)
+        figure.colorbar(colours, ax=list(every), label="grey levels", aspect=24 * lines, pad=0.01)
+    figure.draw_without_rendering()                             # the height that the images need at the width left
+    figure.set_figheight(sum(axes.get_tightbbox().height for axes in every) / figure.dpi + 0.16 * lines)
+    figure.draw_without_rendering()                             # the layout begins from the last one
+    return figure
+
+
+def _line(axes: Axes, cells: np.ndarray, names: list[str], numbers: np.ndarray, n_past: int,
+          scores: Sequence[str]) -> None:
+    """Draw framed cells (rows, T, H, W, 3) as a grid, with names to the left, numbers above and scores below."""
+    T, every = cells.shape[1], -(-cells.shape[1] // MOST)
+    images = torch.from_numpy(cells).flatten(0, 1).permute(0, 3, 1, 2)
+    grid = make_grid(images, nrow=T, padding=GAP, pad_value=255).permute(1, 2, 0).numpy()
+    pitch_y, pitch_x = np.array(cells.shape[2:4]) + GAP
     axes.imshow(_sharp(grid), extent=(-0.5, grid.shape[1] - 0.5, grid.shape[0] - 0.5, -0.5))
     axes.set_xticks((GAP + pitch_x * np.arange(1, 2 * T, 2) - 1)[::every] / 2, numbers[::every], color=GREY, size=8.2)
-    axes.set_yticks((GAP + pitch_y * np.arange(1, 2 * len(rows), 2) - 1) / 2, list(rows), color=INK, size=8.8)
+    axes.set_yticks((GAP + pitch_y * np.arange(1, 2 * len(names), 2) - 1) / 2, names, color=INK, size=8.8)
     axes.xaxis.tick_top()
-    for name, (first, colour) in kinds.items():
-        axes.annotate(name, (GAP - 0.5 + pitch_x * first, -0.5), (0, 12), textcoords="offset points", color=colour,
+    first = int((numbers < n_past).sum())
+    for name, at, colour in [("context", 0, CONTEXT), ("predicted", first, PREDICTED)] * (0 < first < T):
+        axes.annotate(name, (GAP - 0.5 + pitch_x * at, -0.5), (0, 12), textcoords="offset points", color=colour,
                       size=8.2)
-    if psnr is not None:
+    if len(scores):
         below = axes.secondary_xaxis("bottom")
-        below.set_xticks(axes.get_xticks(), scores[numbers][::every], size=8.2)
+        below.set_xticks(axes.get_xticks(), scores[::every], size=8.2)
         axes.annotate("PSNR [dB]", (0, 0), (-3, -2), "axes fraction", "offset points", ha="right", va="top")
     for bare in (axes, *axes.child_axes):
         bare.tick_params(length=0, pad=2)
         bare.spines[:].set_visible(False)
     axes.grid(False)
-    return _fit(figure)
 
 
-def _fit(figure: Figure) -> Figure:
-    """Give a figure the height that its image needs at the width which the labels leave."""
-    figure.draw_without_rendering()
-    figure.set_figheight(figure.axes[0].get_tightbbox().height / figure.dpi + 0.16)
-    figure.draw_without_rendering()                             # the layout begins from the last one
-    return figure
+def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The absolute difference of videos (..., H, W, C), mean over channels: (..., H, W) in their unit."""
+    return np.abs(a.astype(float) - b).mean(axis=-1)
+
+
+def in_colours(values: np.ndarray, most: float) -> np.ndarray:
+    """Numbers from 0 to `most` (..., H, W) as uint8 colours (..., H, W, 3), 0 the lightest."""
+    return HEAT(values / max(most, 1e-6), bytes=True)[..., :3]
 
 
 def _sharp(image: np.ndarray, scale: int = 4) -> np.ndarray:

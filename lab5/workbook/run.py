@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
 from lab5 import checkpoint, evaluation
@@ -29,7 +30,7 @@ from lab5.robot.simulator import simulate
 from lab5.training import OnEpoch, Record, read_history, train
 from lab5.workbook.show import PROJECT, commit, machine, say
 
-RECORDED = PROJECT / "recorded" / "standard"    # the run that comes with the workbook
+RECORDED = PROJECT / "recorded" / "told"        # the run that comes with the workbook; beside it, "action_free"
 SIMULATION_SEED = 1                             # of the simulated set, independent of the training's seed
 
 
@@ -65,7 +66,7 @@ def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = F
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder for the run")
     if recorded and RECORDED.exists() and not (run or data or (folder / "history.jsonl").exists()):
-        folder = copy_recorded()
+        folder = copy_recorded("told")
         say(f"*Nothing is trained in `runs/{preset_name}` yet, so this is the recorded run: the weights that come with "
             "the workbook, from an hour and a half of training on the simulated robot. Notebook 04 trains your own.*")
     if (folder / "config.json").exists():
@@ -76,14 +77,24 @@ def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = F
     return Run(config, folder, _in_project(data or known["root"]) if data or known else simulated_root(config))
 
 
-def copy_recorded() -> Path:
-    """A working copy of the recorded run, so that new figures and scores leave the original unchanged."""
-    folder, best = PROJECT / "runs" / "recorded", "best.safetensors"
-    if not (folder / best).exists() or checkpoint.weights_sha(folder / best) != checkpoint.weights_sha(RECORDED / best):
-        shutil.rmtree(folder, ignore_errors=True)
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.copytree(RECORDED, aside).rename(folder)
+def copy_recorded(name: str) -> Path:
+    """A working copy of a recorded run, so that new figures and scores leave the original unchanged."""
+    recorded, folder, best = RECORDED.with_name(name), PROJECT / "runs" / "recorded" / name, "best.safetensors"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{name}.lock")):           # of several notebooks one copies, the others wait
+        if not (folder / best).exists() or checkpoint.weights_sha(folder / best) != checkpoint.weights_sha(
+                recorded / best):
+            shutil.rmtree(folder, ignore_errors=True)
+            aside = folder.with_name(f".{name}.{os.getpid()}")
+            shutil.copytree(recorded, aside).rename(folder)
     return folder
+
+
+def recorded_run(name: str, sequences: int = 16) -> Run:
+    """A recorded run, "told" or "action_free", on its first test sequences only, which are simulated in seconds."""
+    folder = copy_recorded(name)
+    config = Config.load(folder / "config.json").replace(sim_test=sequences)
+    return Run(config, folder, simulated_root(config))
 
 
 def _in_project(path: object) -> Path:
@@ -192,7 +203,7 @@ class Run:
                    **other: int) -> Evaluation:
         """Scores of the best weights on a whole split; computed once and kept in the run folder.
 
-        `other` are `n_future` and `best_of` of `evaluate`; such scores have a folder of their own.
+        `other` are `n_future`, `best_of` and `limit` of `evaluate`; such scores have a folder of their own.
         """
         name = "-".join([split, *(f"{name}{value}" for name, value in sorted(other.items()))])
         folder, model, pack = self.folder / "evaluation" / name, self.model(), self.pack(split)
@@ -206,24 +217,28 @@ class Run:
         found.save(folder)
         return found
 
-    def videos(self, index: int, samples: int = 1, split: str = "test",
-               model: CVAE | None = None) -> dict[str, np.ndarray]:
-        """One sequence and its predicted futures, for figures: uint8 (T, H, W, C) each, context frames included.
+    def samples(self, index: int, count: int, split: str = "test", model: CVAE | None = None) -> torch.Tensor:
+        """One sequence's future, sampled: float32 (n_future, count, C, H, W) in [0, 1]; the graded sample is first.
 
-        "truth", then "prediction" (the sample that is graded) and "sample 2", "sample 3", ..., predicted by `model`;
-        by default with the run's best weights.
+        Predicted by `model`; by default with the run's best weights.
         """
         model, pack = model or self.model(), self.pack(split)
         if not 0 <= index < len(pack):
             raise ValueError(f"there is no sequence {index} in {split}: they are 0 to {len(pack) - 1}")
-        batch, n_past = Windows(pack, model.config.length)[index], model.config.n_past
-        videos = {"truth": as_pictures(batch.frames[:, 0])}
-        for sample in range(samples):
-            noise = prior_noise(len(pack), model.config.length - 1, model.noise_size, 1, sample)[:, [index]]
-            future = as_pictures(predict(model, batch.frames, batch.condition, noise)[:, 0])
-            name = f"sample {sample + 1}" if sample else "prediction"
-            videos[name] = np.concatenate([videos["truth"][:n_past], future])
-        return videos
+        batch, steps = Windows(pack, model.config.length).__getitems__([index] * count), model.config.length - 1
+        noise = [prior_noise(len(pack), steps, model.noise_size, 1, number)[:, [index]] for number in range(count)]
+        return predict(model, batch.frames, batch.condition, torch.cat(noise, dim=1)).cpu()
+
+    def videos(self, index: int, samples: int = 1, split: str = "test",
+               model: CVAE | None = None) -> dict[str, np.ndarray]:
+        """One sequence and its `samples`, for figures: uint8 (T, H, W, C) each, context frames included.
+
+        "truth", then "prediction" (the sample that is graded) and "sample 2", "sample 3", ...
+        """
+        futures = self.samples(index, samples, split, model).unbind(dim=1)
+        truth = as_pictures(Windows(self.pack(split), self.config.length)[index].frames[:, 0])
+        return {"truth": truth, **{f"sample {number}" if number > 1 else "prediction": np.concatenate(
+            [truth[:self.config.n_past], as_pictures(future)]) for number, future in enumerate(futures, 1)}}
 
     def variant(self, **changes) -> Run:
         """A run inside this run's folder, on the same data, with some settings changed; equal settings are one run."""

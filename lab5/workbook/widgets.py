@@ -21,9 +21,11 @@ from lab5.evaluation import autocast, choose_precision, predict, prior_noise
 from lab5.metrics import psnr
 from lab5.model import CVAE
 from lab5.workbook import figures
+from lab5.workbook.figures import difference, in_colours
 from lab5.workbook.run import Run, as_pictures
 
 NO_FRONT_END = "(Here JupyterLab shows controls to play with.)"
+MOST = 64                                       # grey levels, the darkest colour of a difference
 MODES = ("prior sample", "prior mean", "posterior", "teacher forcing")
 STYLE = """<style>
 .lab5 { max-width: 60em; }
@@ -160,5 +162,4 @@ class StepThrough:
         graded = future(self.model, self.pack, index, MODES[0])[1]
         self.curve.show({f"{name}, average {values.mean():.2f} dB": values for name, values in (
             ("graded sample", graded), ("this prediction", scores))}, config.n_past)
-        return {"truth": truth, "prediction": video,
-                "|difference|": np.abs(truth.astype(np.int16) - video).astype(np.uint8)}
+        return {"truth": truth, "prediction": video, "|difference|": in_colours(difference(truth, video), MOST)}
