@@ -51,7 +51,7 @@ def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = F
     """Open a run folder for a notebook or a command. Raises ValueError on a parameter that cannot be used.
 
     Args:
-        preset_name: smoke, quick, standard or full. A run folder that has a configuration keeps its own.
+        preset_name: one of `config.PRESETS`. A run folder that has a configuration keeps its own.
         run: the run folder; empty: ``runs/<preset>`` in the project. Relative paths start at the project.
         data: the folder that holds ``processed_data``; empty: the one the run was trained on, else the simulated robot.
         recorded: open the recorded run where neither is named and nothing is trained yet, and say so.
