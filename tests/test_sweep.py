@@ -74,3 +74,26 @@ def test_every_option_of_every_sweep_is_a_configuration():
         for options in choices.values():
             for changes in options.values():
                 preset("quick", **changes)
+
+
+def test_what_08_says_of_the_extras_stands_in_the_recorded_runs():
+    """Each claim of section 8.3, of every option's mean over seeds."""
+    records = sweep.read(sweep.RECORDED / "comparison_extras.csv")
+    found = {column: sweep.by_option(records, column) for column in (*sweep.PROTOCOLS, "kl")}
+    mean = {column: {option: values.mean() for options in choices.values() for option, values in options.items()}
+            for column, choices in found.items()}
+    fixed, learned, hierarchy = (f"calibrated, {name}" for name in ("fixed prior", "learned prior", "hierarchical"))
+    told = found["prior_sample"]["Told the action"]
+    for option in ("MSE, β = 0.0001", "conditional convolution"):       # of the told task; both tasks have the first
+        values = {column: found[column]["Told the action"][option].mean() for column in found}
+        assert values["best_of_n"] - values["prior_sample"] < 0.1 and values["two_samples"] > 40
+        assert found["kl"]["Told the action"]["calibrated"].mean() > 100 * values["kl"]
+    assert told["conditional convolution"].mean() > told["MSE, β = 0.0001"].mean()
+    assert mean["prior_sample"][fixed] < mean["repeat_last"][fixed] < mean["prior_sample"][learned]
+    assert abs(mean["posterior"][fixed] - mean["posterior"][learned]) < 0.5
+    assert mean["kl"][fixed] > 3 * mean["kl"][learned] and mean["kl"][hierarchy] > 10 * mean["kl"][learned]
+    assert mean["posterior"][hierarchy] > mean["posterior"][learned] + 2
+    assert mean["best_of_n"][learned] - mean["prior_sample"][learned] > 1 > mean["best_of_n"][hierarchy] - mean[
+        "prior_sample"][hierarchy]
+    gain, low, _ = sweep.gains(found["prior_sample"]["Action-free"])[learned]
+    assert gain > low > 0
