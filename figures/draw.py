@@ -53,11 +53,11 @@ def halves(axes: Axes, x: float, height: float, *titles: str) -> None:
     """A rule at x, and a title over each side of it."""
     axes.plot((x, x), (0.42, height - 0.1), color=FAINT, lw=0.7)
     for left, title in zip((0.05, x + 0.15), titles, strict=True):
-        write(axes, left, height - 0.13, title, ha="left", weight="bold", color=INK, size=8)
+        write(axes, left, height - 0.13, title, ha="left", weight="bold", color=INK, size=9.2)
 
 
 def write(axes: Axes, x: float, y: float, text: str, **style) -> None:
-    axes.text(x, y, text, **{"ha": "center", "va": "center", "size": 7, "color": GREY, "linespacing": 1.25, **style})
+    axes.text(x, y, text, **{"ha": "center", "va": "center", "size": 8.2, "color": GREY, "linespacing": 1.25, **style})
 
 
 def box(axes: Axes, x: float, y: float, text: str, kind: str, width: float = 0.62, height: float = 0.4,
@@ -70,7 +70,7 @@ def box(axes: Axes, x: float, y: float, text: str, kind: str, width: float = 0.6
     (a, b), w = (height / 2 * np.array(sides)), width / 2
     corners = [(x - w, y - a), (x - w, y + a), (x + w, y + b), (x + w, y - b)]
     axes.add_patch(patches.Polygon(corners, fc=fill, ec=edge, lw=0.9, joinstyle="round"))
-    write(axes, x, y, text, color=INK, size=7.5)
+    write(axes, x, y, text, color=INK, size=8.8)
     return Node(x, y, width, a + b)
 
 
@@ -84,7 +84,7 @@ def decoder(axes: Axes, x: float, y: float) -> Node:
 
 def circle(axes: Axes, x: float, y: float, text: str, diameter: float = 0.42) -> Node:
     axes.add_patch(patches.Circle((x, y), diameter / 2, fc=KINDS["latent"][0], ec=MAUVE, lw=0.9))
-    write(axes, x, y, text, color=INK, size=8)
+    write(axes, x, y, text, color=INK, size=9.2)
     return Node(x, y, diameter, diameter)
 
 

@@ -197,10 +197,12 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from lab5.handin.pdf import Details
-    from lab5.handin.report import run_report, summary
+    from lab5.handin.pdf import try_words
+    from lab5.handin.report import find_notebooks, run_report, summary
+    from lab5.handin.words import Details, read_words
 
-    details = Details.load()                                    # an error in it is told before anything is computed
+    details = Details.load()                                    # an error is told before anything is computed
+    try_words(details, read_words(details, find_notebooks()), Path(options.data).name)
     if options.pdf:
         return _make_pdf(_open(options), details)
     lab = run_report(options.preset, options.run, options.data, options.only)
@@ -222,8 +224,8 @@ def _make_pdf(lab, details) -> int:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from lab5.handin.pdf import Details
     from lab5.handin.submit import submit
+    from lab5.handin.words import Details
 
     lab, details = _open(options), Details.load()
     status = _make_pdf(lab, details)

@@ -254,7 +254,7 @@ def test_what_is_not_damaged_is_read(kind, tmp_path):
     ("pack nowhere --to set", 1, "nowhere: cannot be read"),
     ("convert nowhere.pth", 1, "nowhere.pth: cannot be read as a zip file of torch.save (FileNotFoundError"),
     ("report --preset smoke --run run --only 99", 1, "no notebook begins with '99'; there are 00_"),
-    ("report --preset smoke --run run --pdf", 1, "00_introduction.ipynb: cannot be read"),
+    ("report --preset smoke --run run --pdf", 1, "holds no finished training"),
 ])
 def test_a_command_that_cannot_be_done_says_why_in_one_message(command, status, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

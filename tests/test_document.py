@@ -1,139 +1,190 @@
-"""From executed notebooks to the report: what is in it, what is left out; the PDF and the student's details."""
+"""From Markdown to the report: what a student may write and how it comes out, what is refused and how it is named."""
 
-import types
+import re
+from functools import partial
 
 import nbformat
 import pytest
 import typst
 from matplotlib.figure import Figure
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 from pypdf import PdfReader
 
-from lab5.handin import pdf
-from lab5.handin.document import read_chapter
-from lab5.handin.pdf import Details
+from lab5.handin import paper, pdf
+from lab5.handin.words import Details, Words, read_words
+
+MEI_LIN = Details(student_id="0856001", name="Mei Lin")
+PLAIN = """# First {#sec-first}
+
+See @fig-plot, @eq-one and @sec-first.
+
+$$ x = y $$ {#eq-one}
+
+![A plot of $x$ [dB].](/figures/01_plot.pdf){#fig-plot}
+
+`//own-01`{=typst}
+
+# Second {#sec-second}
+
+The end.
+"""
 
 
-def code(source, *outputs, tags=()):
-    return new_code_cell(source, outputs=list(outputs), execution_count=1, metadata={"tags": list(tags)})
+def build(run, text=PLAIN, details=MEI_LIN, words=()):
+    """(the page of every label, the text of the PDF)."""
+    plot = Figure(figsize=(3, 1))
+    plot.subplots().plot([0, 1])
+    (run / "figures").mkdir(parents=True)
+    plot.savefig(run / "figures" / "01_plot.pdf", metadata={"CreationDate": None})
+    pages = pdf.build(run, text, details, list(words))
+    shown = " ".join(page.extract_text() for page in PdfReader(run / "report.pdf").pages)
+    return pages, shown.replace("\xa0", " ")
 
 
-def text(content):
-    return new_output("display_data", {"text/markdown": content})
+def answered(run, text, question=""):
+    """The text of a report with this answer in it."""
+    return build(run, words=[Words("01_first.ipynb, cell 3", "01", text, question)])[1]
 
 
-def picture(name):
-    return new_output("display_data", {"image/png": "", "text/plain": ""}, metadata={"lab5": {"figure": name}})
+def test_the_pdf_holds_the_text_and_says_where_everything_is(tmp_path):
+    pages, shown = build(tmp_path)
+    assert pages == {"sec-first": 1, "fig-plot": 1, "sec-second": 1}
+    for phrase in ("Mei Lin", "0856001", "Figure 1. A plot of", "See Figure 1, (1) and Section 1.", "The end"):
+        assert phrase in shown
+    assert not re.search(r"[$\\{}@]|own-|//", shown)
 
 
-def printed(content):
-    return new_output("stream", name="stdout", text=content)
+def test_equal_input_gives_equal_bytes(tmp_path):
+    for name in "ab":
+        build(tmp_path / name)
+    assert (tmp_path / "a" / "report.pdf").read_bytes() == (tmp_path / "b" / "report.pdf").read_bytes()
 
 
-def markdown(source, *tags):
-    return new_markdown_cell(source, metadata={"tags": list(tags)})
+@pytest.mark.parametrize("text, problem", [("$$\\nosuchcommand{x}$$", "TeX math .*nosuchcommand"),
+                                           ("![Lost.](/figures/02_lost.pdf)", "02_lost.pdf.*--only 02` makes it again"),
+                                           ("See @fig-lost.", "label.*fig-lost.*does not exist")])
+def test_what_the_report_needs_and_is_not_there_is_named(tmp_path, text, problem):
+    with pytest.raises((ValueError, RuntimeError), match=problem):
+        build(tmp_path, text)
 
 
-def write(path, *cells):
-    nbformat.write(new_notebook(cells=list(cells)), path)
-    return path
+def test_values_are_shown_as_they_are(tmp_path):
+    values = r"""a|b *c* _d_ `e` <f> [g](h) $i$ #j @fig-k \l {m} ~n~ ^o^ "p" 'q' -- &amp; !["""
+    pages, shown = build(tmp_path, f"Data: {paper.escape(values)}.\n\n| a | b |\n|---|---|\n"
+                                   f"| {paper.escape('a|b')} | the second cell |\n")
+    assert re.sub(r"\s", "", values) in re.sub(r"\s", "", shown) and "the second cell" in shown
 
 
-@pytest.fixture
-def chapter(tmp_path):
-    return read_chapter(write(
-        tmp_path / "01_first.ipynb", markdown("# 1. First\n\nSee section 1.2 and section 9.9."),
-        markdown("## 1.1 Commands\n\nPress a key.", "no-report"), markdown("### Deeper\n\nStill commands."),
-        markdown("## 1.2 Kept\n\n```python\n# a comment\n```\n\n$$x_{1.2}$$"),
-        code("show.say(1)", text("A computed sentence."), printed("hidden print")),
-        code("show.source(f)", text("```python\ndef hidden(): ...\n```")),
-        code("show.source(g)", text("```python\ndef shown(): ...\n```"), tags=["report-code"]),
-        code("assert 1", printed("ok: True\n"), tags=["report-output"]),
-        code("show.figure()", picture("01_plot"), text("*A plot of $x$ [dB].*"), tags=["report-code"]),
-        code("show.gif()", picture("01_moving.gif"), text("*It moves.*")),
-        markdown("## 1.3 Secret", "no-report"), code("show.say(2)", text("secret text")),
-        markdown("### References\n\n- B. First (2000). *B*.")))
+# ---- what a student writes ----
+
+FORMULAS = r"""A\cap B|\bigcap_i A_i|A\cup B|A\sqcap B|x\odot y|x\otimes y|x\ominus y|\bigotimes|\frac{a}{b}|\dfrac12|\binom{n}{k}
+\sqrt[3]{x}|\sum_{i=1}^n i|\prod_i x_i|\int_0^1 x\,\mathrm dx|\oint|\lim_{x\to0}|\arg\max_x|\operatorname{KL}(q\,\Vert\,p)
+\operatorname*{arg\,min}_x|\mathbb{R}|\mathbb E|\mathcal{N}(\mu,\sigma^2)|\mathbf{x}|\mathsf{A}|\mathfrak{g}|\mathscr{L}
+\boldsymbol{\mu}|\bm{x}|\text{if } x>0|\textbf{a}|\texttt{a\_b}|\hat{x}|\widetilde{xy}|\bar{x}|\vec{x}|\ddot{x}|\overline{ab}
+\underbrace{a+b}_{n}|\overset{a}{=}|\stackrel{a}{=}|\left(\frac12\right)|\left\{a\right\}|\left.x\right|_0|\bigl(a\bigr)
+\Big[a\Big]|\lVert x\rVert|\langle x\rangle|\lceil x\rceil|\lfloor x\rfloor|\begin{pmatrix}a&b\\c&d\end{pmatrix}
+\begin{vmatrix}a&b\\c&d\end{vmatrix}|\begin{Vmatrix}a\end{Vmatrix}|\begin{cases}a&b\\c&d\end{cases}|\substack{a\\b}
+\begin{aligned}a&=b\\c&=d\end{aligned}|\begin{align*}a&=b\end{align*}|\begin{array}{cc}a&b\end{array}|a\quad b|\boxed{x}
+\cancel{x}|\neq|\leq|\geq|\ll|\approx|\sim|\simeq|\cong|\equiv|\propto|\pm|\times|\div|\cdot|\cdots|\ldots|\vdots|\infty|\partial
+\nabla|\forall|\exists|\nexists|\in|\notin|\subseteq|\setminus|\emptyset|\to|\Rightarrow|\Leftrightarrow|\mapsto|\implies|\iff
+\land|\lor|\neg|\oplus|\star|\ast|\circ|\bullet|\dagger|f'(x)|\ell|\hbar|\Re|\aleph|\angle|\perp|\parallel|p(x\mid z)|\therefore
+\alpha\beta\gamma\delta\epsilon\varepsilon\zeta\eta\theta\vartheta\iota\kappa\lambda\mu\nu\xi\pi\rho\varrho\sigma\tau\phi\varphi
+\chi\psi\omega|\Gamma\Delta\Theta\Lambda\Xi\Pi\Sigma\Upsilon\Phi\Psi\Omega|\log x|\Pr(x)|\pmod{n}|\xrightarrow{d}|\phantom{x}
+\coloneqq|\lesssim|x_{\text{max}}|10^{-3}|\square|\triangleq|\models|\prec|\bowtie|\circledast|\leftrightarrow|\nearrow"""
 
 
-def test_what_is_kept_and_what_is_left_out(chapter):
-    for phrase in ("A computed sentence.", "# a comment\n", "def shown()", "ok: True", "show.figure()", "B. First",
-                   "## 1.2 Kept {#section-1.2}", "`figures/01_moving.gif`: It moves.",
-                   "![A plot of $x$ [dB].](/figures/01_plot.pdf){#figure-01_plot}"):
-        assert phrase in chapter
-    for phrase in ("Press a key", "Still commands", "hidden", "secret", "show.say", "1.1", "1.3"):
-        assert phrase not in chapter
+def test_the_usual_formulas_come_out(tmp_path):
+    formulas = [formula for formula in re.split(r"\n|(?<!\\right)\|(?!_0)", FORMULAS) if formula]
+    shown = answered(tmp_path, "\n\n".join(f"${formula}$" for formula in formulas))
+    assert len(formulas) > 130 and "∩" in shown and "⊙" in shown and not re.search(r"\\[a-z]", shown)
 
 
-@pytest.mark.parametrize("cell", [new_code_cell("1"), code("1 / 0", new_output("error", ename="", evalue=""))])
-def test_a_notebook_that_was_not_executed_to_its_end_is_named(tmp_path, cell):
-    with pytest.raises(ValueError, match="04_y.ipynb was not executed to its end"):
-        read_chapter(write(tmp_path / "04_y.ipynb", markdown("# 4. Y"), cell))
+@pytest.mark.parametrize("formula", [r"\argmin_x f", r"\textcolor{red}{x}", r"\frac{a}"])
+def test_a_formula_that_pandoc_does_not_know_is_named(tmp_path, formula):
+    with pytest.raises(ValueError, match=rf"(?s)01_first.ipynb, cell 3.*line 3.*{re.escape(formula)}"):
+        answered(tmp_path, f"One.\n\nTwo: ${formula}$.\n\nThree.")
+
+
+def test_what_looks_like_markup_and_is_not_is_shown(tmp_path):
+    shown = answered(tmp_path, "The ratio <tf_min> is a vector<float>, x<y and y>z.\n\n<b>\n\n---\n\nTwo <!-- a note --> parts"
+                               "\n\n# My heading\n\n@fig-plot #x \\`a`", "*Why* `x<y>`?")
+    for phrase in ("<tf_min> is a vector<float>, x<y and y>z", "<b>", "Two parts", "My heading", "@fig-plot #x", "Why x<y>?",
+                   "The end"):
+        assert phrase in shown, phrase
+    assert "a note" not in shown and "2 Second" in shown                            # a heading is no section
+
+
+@pytest.mark.parametrize("opening", ["```python\nx = 1\n\ny = 2", "~~~", "<!-- a note\n\nmore"])
+def test_what_begins_and_has_no_end_swallows_nothing(tmp_path, opening):
+    with pytest.raises(ValueError, match="01_first.ipynb, cell 3, in the paragraph of line 7: .* has no end"):
+        answered(tmp_path, f"One.\n\n```\na = 1\n```\n\n{opening}\n\nThe last words.")
+
+
+def test_a_picture_is_found_beside_report_yaml(tmp_path, monkeypatch):
+    monkeypatch.setattr(pdf, "PROJECT", tmp_path)
+    for name, width in (("my plot.png", 30), ("large.jpg", 3000)):
+        Image.new("RGB", (width, 20), "red").save(tmp_path / name)
+    shown = answered(tmp_path / "run", "![Small one](my plot.png)\n\n![](large.jpg) ![Too](my%20plot.png)")
+    assert "Small one" in shown and "my plot" not in shown
+    images = [image for page in PdfReader(tmp_path / "run" / "report.pdf").pages for image in page.images]
+    assert {image.image.size for image in images} == {(30, 20), (3000, 20)}
+    with pytest.raises(ValueError, match="(?s)line 1.*fetch resource lost.png"):
+        answered(tmp_path / "again", "![a](lost.png)")
+
+
+def test_the_pandoc_of_the_wheel_is_used_whatever_is_on_the_path(tmp_path, monkeypatch):
+    (tmp_path / "pandoc").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "pandoc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert pdf.to_typst("*a*", pdf.STUDENT) == "#emph[a]"
+
+
+# ---- fonts ----
+
+def test_every_character_is_tested_against_the_fonts_that_are_there(monkeypatch):
+    pdf.require_fonts({"report.yaml": "Zoë Müller – ‘naïve’ β ∂ ½ 中"[:-2], "nothing": ""})
+    with pytest.raises(ValueError, match="report.yaml: no font here has \U0010fff0, .*fonts-noto-cjk"):
+        pdf.require_fonts({"report.yaml": "\U0010fff0", "another": "ab"})
+    monkeypatch.setattr(typst, "compile", partial(typst.compile, ignore_system_fonts=True))
+    with pytest.raises(ValueError, match="report.yaml, the folder 資料: no font here has ก 料 資"):
+        pdf.try_words(Details(name="ก"), [], "資料")
+    with pytest.raises(ValueError, match="01_first.ipynb, cell 3: no font here has 王"):
+        pdf.try_words(Details(), [Words("01_first.ipynb, cell 3", "01", "王")], "data")
+
+
+def test_a_chinese_name_is_printed(tmp_path):
+    details = Details(student_id="0856001", name="王小明", language="zh")
+    try:
+        pdf.try_words(details, [], "")
+    except ValueError:
+        pytest.skip("no font with Chinese glyphs on this machine (Debian: fonts-noto-cjk)")
+    shown = build(tmp_path, details=details)[1]
+    assert "王小明" in shown and "學號" in shown
+
+
+# ---- where a student writes ----
+
+def test_answers_are_the_tagged_cells_without_the_words_that_were_there(tmp_path):
+    def cell(source, *tags):
+        return new_markdown_cell(source, metadata={"tags": list(tags)})
+
+    nbformat.write(new_notebook(cells=[
+        cell("### Your turn: why?\n\nThink of it.", "your-turn"), cell("*Your answer:*", "answer"), cell("Not this."),
+        new_code_cell("1"), cell("**What?**", "your-turn"), cell("*Your answer:* Because\n\nof it.", "answer")]),
+        tmp_path / "03_x.ipynb")
+    first, second, third = read_words(Details(discussion=" \n"), [tmp_path / "03_x.ipynb"])
+    assert first == Words("report.yaml", "discussion", "")
+    assert second == Words("03_x.ipynb, cell 2", "03", "", "Your turn: why?")
+    assert third == Words("03_x.ipynb, cell 6", "03", " Because\n\nof it.", "**What?**")
 
 
 def test_a_notebook_that_is_missing_or_torn_is_named(tmp_path):
     (tmp_path / "torn.ipynb").write_text('{"cells": [')
     for name in ("missing.ipynb", "torn.ipynb"):
         with pytest.raises(ValueError, match=f"{name}: cannot be read .*`lab5 report` executes"):
-            read_chapter(tmp_path / name)
+            read_words(Details(), [tmp_path / name])
 
-
-# ---- the PDF ----
-
-MEI_LIN = Details(student_id="0856001", name="Mei Lin")
-
-
-def build(run, text, details=MEI_LIN):
-    """(the page of every label, the PDF)."""
-    plot = Figure(figsize=(3, 1))
-    plot.subplots().plot([0, 1])
-    (run / "figures").mkdir(parents=True)
-    plot.savefig(run / "figures" / "01_plot.pdf", metadata={"CreationDate": None})
-    return pdf.build(run, text, details, "20.00 dB"), PdfReader(run / "report.pdf")
-
-
-def test_the_pdf_holds_the_text_says_where_and_links_sections(chapter, tmp_path):
-    pages, made = build(tmp_path, chapter)
-    shown = " ".join(page.extract_text() for page in made.pages)
-    assert all(phrase in shown for phrase in ("Mei Lin", "0856001", "20.00 dB", "Figure 1. A plot of", "It moves"))
-    assert pages == {"section-1": 3, "section-1.2": 3, "figure-01_plot": 3}     # after title page and contents
-    assert "$" not in shown and "\\" not in shown and "{=" not in shown
-    assert "section 1.2 and section 9.9" in shown and len(made.pages[2]["/Annots"]) == 1        # no 9.9 is here
-
-
-def test_equal_input_gives_equal_bytes(chapter, tmp_path):
-    for name in "ab":
-        build(tmp_path / name, chapter)
-    assert (tmp_path / "a" / "report.pdf").read_bytes() == (tmp_path / "b" / "report.pdf").read_bytes()
-
-
-@pytest.mark.parametrize("text, problem", [("$$\\nosuchcommand{x}$$", "nosuchcommand"),
-                                           ("![Lost.](/figures/02_lost.pdf)", "not found.*figures/02_lost.pdf")])
-def test_a_formula_that_cannot_be_set_and_a_figure_that_is_gone_are_named(tmp_path, text, problem):
-    with pytest.raises(RuntimeError, match=problem):
-        build(tmp_path, text)
-
-
-def test_a_chinese_name_is_printed(tmp_path):
-    details = Details(student_id="0856001", name="王小明", language="zh")
-    try:
-        family, = pdf.find_fonts(details)
-    except ValueError:
-        pytest.skip("no font with Chinese glyphs on this machine (Debian: fonts-noto-cjk)")
-    page = build(tmp_path, "# 1", details)[1].pages[0]
-    assert "王小明" in page.extract_text() and "學號" in page.extract_text()
-    assert any(family.split()[0] in font for font in page._get_fonts()[0])
-
-
-def test_without_a_font_for_a_name_the_command_says_which_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(typst, "Fonts", lambda **_: types.SimpleNamespace(fonts=list))
-    assert pdf.find_fonts(Details(name="Mei Lin", discussion="Äußerst schön.")) == []
-    path = tmp_path / "report.yaml"
-    path.write_text("name: 王小明", encoding="utf-8")
-    with pytest.raises(ValueError, match="no installed font has all of 小明王.*fonts-noto-cjk"):
-        Details.load(path)
-
-
-# ---- the student's details ----
 
 @pytest.mark.parametrize("content, problem", [("name: [", "expected the node"), ("- a", "valid dictionary"),
                                               ("id: 5", "id\n"), ("language: fr", "'en' or 'zh'"),
@@ -145,8 +196,36 @@ def test_bad_details_are_named(tmp_path, content, problem):
         Details.load(path)
 
 
+@pytest.mark.parametrize("written, line", [("discussion: |\n  One.\n\n  $\\lost{}$\n", 5), ("discussion: $\\lost$\n", 2),
+                                           ("discussion: >-\n  $\\lost$\nname: A\n", 3)])
+def test_an_error_in_the_discussion_names_its_line_in_the_file(tmp_path, written, line):
+    path = tmp_path / "report.yaml"
+    path.write_text(f"student_id: 0712345\n{written}", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"report.yaml, in the paragraph of line {line}: .*lost"):
+        pdf.try_words(details := Details.load(path), read_words(details, []), "")
+
+
 def test_details_are_read_and_without_a_file_they_are_empty(tmp_path):
     path = tmp_path / "report.yaml"
     assert Details.load(path) == Details()
-    path.write_text("student_id: 0712345\nname: Zoë\ndiscussion: |\n  One.\n\n  Two.\n", encoding="utf-8")
-    assert Details.load(path) == Details(student_id="0712345", name="Zoë", discussion="One.\n\nTwo.\n")
+    path.write_text("student_id: 0712345\nname: Zoë\n", encoding="utf-8")
+    assert Details.load(path) == Details(student_id="0712345", name="Zoë")
+
+
+# ---- the paper itself ----
+
+def test_every_figure_table_and_listing_of_the_paper_is_named_in_its_text_once_shown():
+    text = paper.PAPER.read_text(encoding="utf-8")
+    labels = re.findall(r"(?:\{#|<)((?:fig|tab|lst)-[\w-]+)[ }>]", text)
+    figures = re.findall(r"/figures/(\w+)\.pdf", text)
+    assert len(labels) == len(set(labels)) > 15 and len(figures) == len(set(figures))
+    assert set(labels) == set(re.findall(r"@((?:fig|tab|lst)-[\w-]+)", text))
+    assert not re.search(r"[Nn]otebook|[Ss]ection \d", text)
+
+
+def test_every_reference_of_the_paper_is_cited():
+    text, _, references = paper.PAPER.read_text(encoding="utf-8").partition("# References")
+    entries = re.findall(r"^([A-Z][\w' ]+?), .*?\((\d{4})\)\.", references, re.M)
+    assert len(entries) > 15
+    for author, year in entries:
+        assert re.search(rf"{author}[^.()]*\(?[^.()]*{year}", text.replace("et al.", "et al")), f"{author} {year}"

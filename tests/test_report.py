@@ -12,8 +12,8 @@ from pypdf import PdfReader
 from lab5.cli import main
 from lab5.evaluation import Evaluation
 from lab5.handin import report, rubric
-from lab5.handin.pdf import Details
 from lab5.handin.submit import submit
+from lab5.handin.words import ANSWER, Details
 from lab5.workbook.run import open_run
 
 STUDENT = Details(student_id="0856001", name="Mei Lin", discussion="I would train it for longer.")
@@ -56,26 +56,54 @@ def test_every_point_of_the_assignment_is_answered_and_the_grade_is_that_of_the_
     run, printed = chain
     scores = Evaluation.load(run / "evaluation" / "test")
     assert f"{scores.average('prior_sample')[0]:.2f} ± " in printed and f"a grade of {scores.grade:.0%}" in printed
-    assert "MISSING" not in printed and "own discussion is missing" in printed and "no student id" in printed
+    assert "MISSING" not in printed and "EMPTY  report.yaml: discussion" in printed and "no student id" in printed
     assert sum(marks for _, marks, _ in rubric.POINTS) == 5 + 10 + 15 + 30 + 20 + 30
 
 
-def test_the_pdf_shows_the_students_words_and_no_markup(lab):
+def test_the_report_is_a_paper_with_the_students_words_and_no_markup(lab):
     lines, complete = report.build_pdf(lab, STUDENT)
-    assert complete and "your own discussion" not in lines and "student id" not in lines
+    assert complete and "      6  report.yaml: discussion" in lines and "student id" not in lines
+    pages = [page.extract_text() for page in PdfReader(lab.folder / "report.pdf").pages]
+    shown = " ".join(pages)
+    assert 12 <= len(pages) <= 16 and STUDENT.discussion in shown
+    assert not re.findall(r"\\[a-z]+|\{[{=]|\$|own-|\*\*|it/s|Warning|[Ss]ection \d\.\d\d|otebook", shown)
+    proof, = (page for page in pages if rubric.PROOF in page)                   # with its code on one page
+    assert "def predict(self" in proof and "poisoned[n_past:]" in proof and "bit by bit: True" in proof
+
+
+def test_answers_in_the_notebooks_are_in_the_report(lab, tmp_path, monkeypatch):
+    """Those of the project's notebooks, and where nothing is written there those of the run's copies."""
+    monkeypatch.setattr(report, "NOTEBOOKS", tmp_path / "notebooks")
+    for folder, own in ((tmp_path / "notebooks", ("", "In one.")), (lab.folder / "notebooks", ("In two.", "In three."))):
+        folder.mkdir(exist_ok=True)
+        cells = [nbformat.v4.new_markdown_cell(f"{ANSWER} {words}", metadata={"tags": ["answer"]}) for words in own]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "01_derivation.ipynb")
+    lines, _ = report.build_pdf(lab, Details())
     shown = " ".join(page.extract_text() for page in PdfReader(lab.folder / "report.pdf").pages)
-    assert STUDENT.discussion in shown and not re.findall(r"\\[a-z]+|\{=|\$|bar\.v|\*\*|it/s|Warning", shown)
+    assert "In one." in shown and "In two." in shown and "In three." not in shown
+    assert "2  01_derivation.ipynb, cell 1: 01" in lines and "EMPTY  report.yaml" in lines
+
+
+@pytest.mark.parametrize("details, answer, message", [
+    (Details(discussion="A $\\lost$ one."), "", "report.yaml, in the paragraph of line 1: .*lost"),
+    (Details(), "```", "01_derivation.ipynb, cell 1, in the paragraph of line 3: .* has no end")])
+def test_the_students_text_is_tried_before_anything_is_computed(tmp_path, monkeypatch, capsys, details, answer, message):
+    monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
+    cell = nbformat.v4.new_markdown_cell(f"{ANSWER}\n\n{answer}", metadata={"tags": ["answer"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "01_derivation.ipynb")
+    monkeypatch.setattr(Details, "load", lambda: details)
+    assert main(["report", "--preset", "smoke", "--run", str(tmp_path / "run")]) == 1
+    assert re.search(message, capsys.readouterr().err) and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("text, lost, point, remark", [
     ("bit-identical: False", "", "Proof of ratio 0 in testing", "notebook 03 did not print"),
-    (rubric.PROOF, "figure-06_strip", "The prediction at each time step", "figure-06_strip is not in the report"),
-    (rubric.PROOF, "section-3.13", "Extra: learned prior", "section-3.13 is not in the report"),
+    (rubric.PROOF, "fig-strip", "The prediction at each time step", "fig-strip is not in the report"),
     (rubric.PROOF, "07_*.gif", "A GIF of one test sequence", "no GIF is in .*; notebook 07")])
 def test_what_is_lost_is_missed_and_nothing_else(lab, text, lost, point, remark):
     for path in (lab.folder / "figures").glob(lost or "nothing"):
         path.unlink()
-    lines, complete = rubric.check(lab, text, STUDENT, {label: 1 for *_, label in rubric.POINTS if label != lost})
+    lines, complete = rubric.check(lab, text, STUDENT, [], {label: 1 for *_, label in rubric.POINTS if label != lost})
     missed, = (line for line in lines.splitlines() if line.startswith("MISSING"))
     assert not complete and re.search(f"{point} +{remark}", missed)
 
@@ -84,8 +112,8 @@ def test_the_zip_holds_what_is_handed_in_and_nothing_else(lab, tmp_path):
     path = submit(lab, STUDENT, tmp_path)
     assert path.name == "DL_LAB5_0856001_Mei_Lin.zip"
     names = {name.removeprefix(f"{path.stem}/") for name in ZipFile(path).namelist()}
-    assert {"report.pdf", "lab5/model.py", "lab5/handin/report.typ", "lab5/robot/toys.xml", "notebooks/03_model.ipynb",
-            "figures/06_strip.pdf", "results/history.jsonl", "results/best.safetensors"} <= names
+    assert {"report.pdf", "lab5/model.py", "lab5/handin/report.typ", "lab5/handin/paper.md", "lab5/robot/toys.xml",
+            "notebooks/03_model.ipynb", "figures/06_strip.pdf", "results/history.jsonl", "results/best.safetensors"} <= names
     assert {name.split("/")[0] for name in names} == {
         "report.pdf", "README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "lab5", "tests",
         "notebooks", "figures", "results"}
@@ -114,7 +142,7 @@ def test_a_zip_that_cannot_be_named_is_refused(tmp_path, student_id, name):
 
 def test_a_zip_of_an_unfinished_run_is_refused(tmp_path, capsys):
     assert main(["submit", "--preset", "smoke", "--run", str(tmp_path / "run")]) == 1
-    assert "00_introduction.ipynb: cannot be read" in capsys.readouterr().err and not list(tmp_path.glob("*.zip"))
+    assert "holds no finished training" in capsys.readouterr().err and not list(tmp_path.glob("*.zip"))
 
 
 @pytest.mark.parametrize("parameters, error, message", [

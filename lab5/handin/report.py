@@ -1,4 +1,4 @@
-"""The whole workbook as one batch job: every notebook through papermill into a run folder, and the PDF of them."""
+"""The whole workbook as one batch job: every notebook through papermill into a run folder, and the report as a PDF."""
 
 import os
 import threading
@@ -13,9 +13,10 @@ from jupyter_client.kernelspec import KernelSpecManager
 from tqdm.auto import tqdm
 
 from lab5.evaluation import Evaluation, evaluate
-from lab5.handin.document import read_chapter
-from lab5.handin.pdf import Details, build
+from lab5.handin.paper import fill
+from lab5.handin.pdf import build
 from lab5.handin.rubric import check, describe
+from lab5.handin.words import Details, read_words
 from lab5.workbook.run import PROJECT, RECORDED, Run, open_run
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -87,12 +88,15 @@ def _show_epochs(run: Path, bar: tqdm) -> None:
 
 
 def build_pdf(lab: Run, details: Details) -> tuple[str, bool]:
-    """Write ``RUN/report.pdf``; returns what `rubric.check` does. Raises ValueError if a notebook was not executed."""
-    chapters = [read_chapter(lab.folder / "notebooks" / path.name) for path in find_notebooks()]
-    if details.discussion.strip():
-        chapters.append(f"# The author's discussion {{#own-words}}\n\n{details.discussion}")
-    text = "\n\n".join(chapters)
-    return check(lab, text, details, pages=build(lab.folder, text, details, describe(lab, lab.evaluation())))
+    """Write ``RUN/report.pdf``; returns what `rubric.check` does. Raises what `paper.fill` and `pdf.build` raise.
+
+    A student writes in ``notebooks``; a run's copies of them, which may be older, count where nothing is written there.
+    """
+    text, words = fill(lab), read_words(details, find_notebooks())
+    copies = read_words(details, [lab.folder / "notebooks" / path.name for path in find_notebooks()])
+    if len(copies) == len(words):
+        words = [part if part.text else copy for part, copy in zip(words, copies, strict=True)]
+    return check(lab, text, details, words, pages=build(lab.folder, text, details, words))
 
 
 def demo() -> str:

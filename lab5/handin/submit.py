@@ -7,11 +7,11 @@ from unicodedata import normalize
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from lab5.files import write_atomically
-from lab5.handin.pdf import Details
+from lab5.handin.words import Details
 from lab5.workbook.run import PROJECT, Run
 
 SOURCE = ("README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "tests/*.py", "figures/draw.py",
-          "figures/*.csv", *(f"lab5/**/*.{kind}" for kind in ("py", "xml", "typ", "mplstyle")))
+          "figures/*.csv", *(f"lab5/**/*.{kind}" for kind in ("py", "xml", "typ", "lua", "md", "mplstyle")))
 REPORT = ("report.pdf", "notebooks/*.ipynb", "figures/*.*")
 RESULTS = ("best.safetensors", "config.json", "history.jsonl", "evaluation/test/*.json")
 

@@ -84,7 +84,7 @@ def training_curves(history: list[dict], *, baseline: float | None = None) -> Fi
 
     best = f"best {np.nanmax(psnr):.2f} dB, epoch {epochs[np.nanargmax(psnr)]:.0f}" if np.isfinite(psnr).any() else (
         "not scored yet")
-    scores.set_title(best, loc="right", weight="normal", size=7.5, pad=3)
+    scores.set_title(best, loc="right", weight="normal", size=8.8, pad=3)
     scores.set_ylabel("PSNR [dB]")
     scores.yaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
     losses.set(yscale="log", xlabel="epoch", ylabel="loss (logarithmic)")
@@ -161,8 +161,8 @@ def schedules(curves: dict[str, np.ndarray], *, ylabel: str = "weight") -> Figur
     for axes, (name, values), colour in zip(grid.flat, curves.items(), cycle(CYCLE), strict=False):
         axes.plot(np.linspace(0, 1, len(values)), values, color=colour)
         axes.set(title=name, xlim=(-0.02, 1.02), xticks=(0, 0.5, 1))
-    figure.supxlabel("progress of the run", size=7.5)
-    figure.supylabel(ylabel, size=7.5)
+    figure.supxlabel("progress of the run", size=8.8)
+    figure.supylabel(ylabel, size=8.8)
     return figure
 
 
@@ -191,9 +191,9 @@ def comparison(choices: dict[str, dict[str, np.ndarray]], bands: dict[str, tuple
     for (label, value), style in zip((lines or {}).items(), cycle(["--", ":"]), strict=False):
         axes.axvline(value, color=GREY, lw=0.8, ls=style, zorder=0)
         axes.annotate(f"{label}, {value:.1f}", (value, 1), (0, 3), ("data", "axes fraction"), "offset points",
-                      ha="center", color=GREY, size=7)
+                      ha="center", color=GREY, size=8.2)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=xlabel)
-    axes.set_yticks(range(len(rows)), [option or choice for choice, option, _ in rows], size=7.5)
+    axes.set_yticks(range(len(rows)), [option or choice for choice, option, _ in rows], size=8.8)
     for label, (_, option, _) in zip(axes.get_yticklabels(), rows, strict=True):
         label.set(weight="normal" if option else "bold", color=INK)
     axes.tick_params(axis="y", length=0)
@@ -234,7 +234,7 @@ def rate_distortion(points: dict[str, dict[str, np.ndarray]]) -> Figure:
         axes.plot(values["kl"], values["prior_sample"], marker, color=colour, mfc="white")
     axes.set(xscale="symlog", xlabel="rate: KL [nats per frame]", ylabel="PSNR [dB]", xlim=(-0.05, None))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(fontsize=7, title="full: posterior, hollow: prior sample", title_fontsize=7)
+    axes.legend(title="full: posterior, hollow: prior sample", fontsize=8.2, title_fontsize=8.2)
     return figure
 
 
@@ -309,15 +309,16 @@ def _line(axes: Axes, cells: np.ndarray, names: list[str], numbers: np.ndarray, 
     grid = make_grid(images, nrow=T, padding=GAP, pad_value=255).permute(1, 2, 0).numpy()
     pitch_y, pitch_x = np.array(cells.shape[2:4]) + GAP
     axes.imshow(_sharp(grid), extent=(-0.5, grid.shape[1] - 0.5, grid.shape[0] - 0.5, -0.5))
-    axes.set_xticks((GAP + pitch_x * np.arange(1, 2 * T, 2) - 1)[::every] / 2, numbers[::every], color=GREY, size=7)
-    axes.set_yticks((GAP + pitch_y * np.arange(1, 2 * len(names), 2) - 1) / 2, names, color=INK, size=7.5)
+    axes.set_xticks((GAP + pitch_x * np.arange(1, 2 * T, 2) - 1)[::every] / 2, numbers[::every], color=GREY, size=8.2)
+    axes.set_yticks((GAP + pitch_y * np.arange(1, 2 * len(names), 2) - 1) / 2, names, color=INK, size=8.8)
     axes.xaxis.tick_top()
     first = int((numbers < n_past).sum())
     for name, at, colour in [("context", 0, CONTEXT), ("predicted", first, PREDICTED)] * (0 < first < T):
-        axes.annotate(name, (GAP - 0.5 + pitch_x * at, -0.5), (0, 12), textcoords="offset points", color=colour, size=7)
+        axes.annotate(name, (GAP - 0.5 + pitch_x * at, -0.5), (0, 12), textcoords="offset points", color=colour,
+                      size=8.2)
     if len(scores):
         below = axes.secondary_xaxis("bottom")
-        below.set_xticks(axes.get_xticks(), scores[::every], size=7)
+        below.set_xticks(axes.get_xticks(), scores[::every], size=8.2)
         axes.annotate("PSNR [dB]", (0, 0), (-3, -2), "axes fraction", "offset points", ha="right", va="top")
     for bare in (axes, *axes.child_axes):
         bare.tick_params(length=0, pad=2)

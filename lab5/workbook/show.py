@@ -38,7 +38,7 @@ SCREEN = 96 * 1.15                              # pixels per inch of a figure
 def figure(lab: Run, drawn: Figure, name: str, caption: str) -> None:
     """Export a figure as PDF and PNG under its name, and show it with its caption."""
     _, png = figures.save(drawn, lab.folder / "figures", name)
-    _picture(png, drawn.get_figwidth(), name, caption)
+    _picture(png, drawn.get_figwidth(), caption)
 
 
 def drawing(lab: Run, name: str, caption: str) -> None:
@@ -46,12 +46,11 @@ def drawing(lab: Run, name: str, caption: str) -> None:
     for kind in ("pdf", "png"):
         source = PROJECT / "figures" / f"{name}.{kind}"
         write_atomically(lab.folder / "figures" / source.name, lambda part, source=source: shutil.copy(source, part))
-    _picture(lab.folder / "figures" / f"{name}.png", figures.WIDTH, name, caption)
+    _picture(lab.folder / "figures" / f"{name}.png", figures.WIDTH, caption)
 
 
-def _picture(png: Path, inches: float, name: str, caption: str) -> None:
-    display(Image(data=png.read_bytes(), width=round(inches * SCREEN), alt=caption),
-            metadata={"lab5": {"figure": name}})                # the report finds the exported files by this name
+def _picture(png: Path, inches: float, caption: str) -> None:
+    display(Image(data=png.read_bytes(), width=round(inches * SCREEN), alt=caption))
     display(Markdown(f"*{caption}*"))
 
 
@@ -60,8 +59,7 @@ def gif(lab: Run, videos: dict[str, np.ndarray], name: str, caption: str) -> Non
     path = figures.gif(lab.folder / "figures" / f"{name}.gif", videos, n_past=lab.config.n_past, scale=GIF_SCALE)
     encoded = base64.b64encode(path.read_bytes()).decode()
     display({"text/html": f'<img src="data:image/gif;base64,{encoded}" alt="{html.escape(caption)}">',
-             "text/plain": f"({path.name} plays here.)"}, raw=True,     # nbconvert and GitHub do not know image/gif
-            metadata={"lab5": {"figure": path.name}})
+             "text/plain": f"({path.name} plays here.)"}, raw=True)     # nbconvert and GitHub do not know image/gif
     display(Markdown(f"*{caption}*"))
 
 
@@ -72,7 +70,7 @@ def say(text: str) -> None:
 
 def table(*columns: str, rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table for `say`: the headings of its columns, then a sequence of cells for each row."""
-    lines = [[str(cell) for cell in line] for line in (columns, *rows)]
+    lines = [[re.sub(r"(?<!\\)\|", r"\|", str(cell)) for cell in line] for line in (columns, *rows)]
     rule = [":" + "-" * max(2, *map(len, column)) for column in zip(*lines, strict=True)]      # widths in the PDF
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 

@@ -1,0 +1,62 @@
+"""The report's text: paper.md, with a run's values in the place of its ``{{names}}``."""
+
+import inspect
+import re
+import textwrap
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+
+from lab5.config import PRESETS
+from lab5.handin.words import read_cells
+from lab5.metrics import GRADES
+from lab5.workbook import sweep
+from lab5.workbook.run import Run
+
+PAPER = Path(__file__).with_name("paper.md")
+
+
+def fill(lab: Run) -> str:
+    """The Markdown of a finished run. Raises NotYet where nothing is trained, ValueError without notebook 03.
+
+    ``{{name}}`` and ``{{name:format}}`` are values, escaped; ``{{source MODULE:NAME}}`` is a listing of the package,
+    ``{{comparison NAME}}`` the table of a recorded comparison.
+    """
+    scores, history = lab.evaluation(), lab.history()
+    each = {protocol: values.mean(axis=1) for protocol, values in scores.psnr.items()}          # (sequences,)
+    graded, steps = each["prior_sample"], scores.psnr["prior_sample"].mean(axis=0)
+    cells = [(cell, cell.metadata.get("tags", [])) for cell in read_cells(lab.folder / "notebooks" / "03_model.ipynb")]
+    values = {
+        "config": lab.config, "lab": PRESETS["full"], "facts": lab.facts(), "epoch": history[-1],
+        "best": max((r for r in history if r["psnr"] is not None), key=lambda record: record["psnr"]),
+        "psnr": {name: scores.average(name) for name in each}, "lowest": graded.min(), "highest": graded.max(),
+        "ssim": {name: scores.average(name, "ssim") for name in scores.ssim}, "first": steps[0], "last": steps[-1],
+        "over": {name: graded.mean() - values.mean() for name, values in each.items()}, "count": len(graded),
+        "won": int((graded > each["repeat_last"]).sum()), "minutes": sum(record["seconds"] for record in history) / 60,
+        "parameters": sum(weight.numel() for weight in lab.model().parameters()), "full_marks": GRADES[0][0],
+        "extras": ", ".join(name.replace("_", " ") for name in sweep.PLAIN if getattr(lab.config, name)) or "none"}
+    blocks = {"proof": "\n\n".join(cell.source for cell, tags in cells
+                                   if "report-code" in tags and not cell.source.startswith("show.")),
+              "printed": "".join(output.get("text", "") for cell, tags in cells if "report-output" in tags
+                                 for output in cell.outputs)}
+
+    def value(name: re.Match) -> str:
+        if name[1].startswith("source "):
+            return _listing(*name[1].removeprefix("source ").split(":"))
+        if name[1].startswith("comparison "):
+            table = sweep.report(sweep.read(sweep.RECORDED / f"{name[1].replace(' ', '_')}.csv"))
+            return re.sub(r" (?=[[+−-]\d?)", "\N{NO-BREAK SPACE}", table)          # of an interval
+        return blocks[name[1]].rstrip() if name[1] in blocks else escape(f"{{{name[1]}}}".format(**values))
+
+    return re.sub(r"\{\{(.+?)\}\}", value, PAPER.read_text(encoding="utf-8"))
+
+
+def escape(text: str) -> str:
+    """A text as Markdown that shows it, whatever is in it."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+
+
+def _listing(module: str, name: str) -> str:
+    """The source of a class or function without its docstrings."""
+    source = inspect.getsource(attrgetter(name)(import_module(module)))
+    return textwrap.dedent(re.sub(r'^ *""".*?"""\n+', "", source, flags=re.M | re.S)).rstrip()
