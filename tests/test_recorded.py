@@ -38,8 +38,8 @@ def test_the_weights_score_what_is_recorded(name, first_sequences):
     """Within 0.1 dB for each sequence: the recorded scores are of bfloat16, these of this processor's precision."""
     folder = RECORDED.with_name(name)
     model, facts = checkpoint.load_model(folder / "best.safetensors")
-    whole, hundred, longer = (recorded(name, scores) for scores in ("test", HUNDRED, f"{HUNDRED}-n_future28"))
-    for scores, number in ((whole, 256), (hundred, 64), (longer, 64)):
+    whole, hundred = recorded(name), recorded(name, HUNDRED)
+    for scores, number in ((whole, 256), (hundred, 64)):
         assert scores.facts["weights"] == checkpoint.weights_sha(folder / "best.safetensors")
         assert len(scores.names) == number and scores.names[:16] == first_sequences.names
     protocols = ("prior_mean", "best_of_n", "posterior", "two_samples", "repeat_last")
@@ -72,6 +72,14 @@ def test_the_two_models_differ_as_06_says():
     assert max(at["prior_sample"], at["prior_mean"]) + 0.3 < at["mean_of_n"] < at["best_of_n"] < at["posterior"] - 2
     gain = np.maximum.accumulate(free.samples["psnr"], axis=1).mean(axis=0)
     assert gain[99] - gain[9] > 0.3 and np.ptp(np.maximum.accumulate(told.samples["psnr"], axis=1).mean(axis=0)) < 0.1
+
+
+def test_the_future_of_28_frames_is_of_the_same_weights_and_draws_the_same_samples():
+    longer, hundred = recorded("action_free", "test-best_of100-limit32-n_future28"), recorded("action_free", HUNDRED)
+    assert longer.facts == hundred.facts | {"n_future": 28} and longer.names == hundred.names[:32]
+    assert longer.samples["psnr"].shape == (32, 100)
+    gain = longer.average("best_of_n")[0] - longer.average("prior_sample")[0]
+    assert longer.psnr["prior_sample"].shape == (32, 28) and gain > 1
 
 
 def test_the_frames_of_the_notebooks_are_those_of_the_recorded_scores(monkeypatch, tmp_path, first_sequences):
