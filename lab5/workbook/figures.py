@@ -226,7 +226,7 @@ def rate_distortion(points: dict[str, dict[str, np.ndarray]]) -> Figure:
 
     `points`: option -> "kl", "posterior" and "prior_sample", each (seeds,); a line joins the two scores of a seed.
     """
-    figure = _figure(2.8)
+    figure = _figure(3.0)
     axes = figure.subplots()
     for (name, values), colour, marker in zip(points.items(), cycle(CYCLE), cycle("os^DvP"), strict=False):
         axes.plot([values["kl"]] * 2, [values["prior_sample"], values["posterior"]], color=colour, lw=0.7, alpha=0.6)
@@ -234,7 +234,7 @@ def rate_distortion(points: dict[str, dict[str, np.ndarray]]) -> Figure:
         axes.plot(values["kl"], values["prior_sample"], marker, color=colour, mfc="white")
     axes.set(xscale="symlog", xlabel="rate: KL [nats per frame]", ylabel="PSNR [dB]", xlim=(-0.05, None))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(title="full: posterior, hollow: prior sample", fontsize=8.2, title_fontsize=8.2)
+    axes.legend(loc="upper left", title="full: posterior, hollow: prior sample", fontsize=8.2, title_fontsize=8.2)
     return figure
 
 
@@ -258,7 +258,8 @@ def spectrum(spectra: dict[str, np.ndarray], thresholds: dict[str, float]) -> Fi
 def over_steps(panels: dict[str, dict[str, np.ndarray]]) -> Figure:
     """Means over sequences at every step, a panel for each quantity: quantity -> model -> (sequences, T-1)."""
     figure = _figure(2.0)
-    for axes, (quantity, models) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+    grid = figure.subplots(1, len(panels), squeeze=False)
+    for axes, (quantity, models) in zip(grid.flat, panels.items(), strict=True):
         for (name, values), colour, marker in zip(models.items(), CYCLE, "os^Dv", strict=False):
             axes.plot(np.arange(1, values.shape[1] + 1), values.mean(axis=0), color=colour, marker=marker, label=name)
         axes.set(xlabel="frame t", ylabel=quantity, ylim=(0, None))

@@ -54,7 +54,7 @@ SWEEPS: dict[str, Choices] = {
 PROTOCOLS = ("prior_sample", "prior_mean", "mean_of_n", "best_of_n", "posterior", "two_samples", "repeat_last")
 FACTS = ("windows", "data", "machine")          # of a run's training, data_sha of the test split, machine and precision
 COLUMNS = ("choice", "option", "seed", "configuration", *PROTOCOLS, "kl", "seconds", *FACTS)
-RECORDED = PROJECT / "figures"                  # comparison_extras.csv, comparison_schedules.csv
+RECORDED = PROJECT / "figures"                  # comparison_extras.csv
 
 
 def sweep(lab: Run, choices: Choices, share: float, seeds: int) -> list[dict]:
