@@ -21,7 +21,7 @@ CARD = "torch torchvision jupyterlab matplotlib ipywidgets imageio nbval papermi
 
 # The core, each module importing only from those before it; then the rooms, and which rooms each may import
 CORE = "files config schedules metrics latents layers model data checkpoint evaluation processes training".split()
-ROOMS = {"formats": set(), "robot": {"formats"}, "workbook": {"robot", "formats"},
+ROOMS = {"formats": set(), "robot": set(), "workbook": {"robot", "formats"},
          "handin": {"workbook", "robot", "formats"}}
 
 
