@@ -53,9 +53,8 @@ def _add_data_commands(command: Callable) -> None:
     add("--seed", type=_number, default=1)
     add("--workers", type=partial(_number, least=1), help="processes (default: one per core); no frame depends on it")
 
-    add = command(_pack, "pack a data set into memory maps for fast reading, or Berkeley's TFRecords")
-    add("source", type=Path, help="folder that holds processed_data, or folder or tar of softmotion30_44k")
-    add("--to", type=Path, metavar="ROOT", help="of TFRecords: folder that gets packed")
+    command(_pack, "pack a data set, or Berkeley's TFRecords, into memory maps for fast reading")(
+        "root", type=Path, help="folder that holds processed_data, or Berkeley's softmotion30_44k")
     command(_check, "count the sequences and name every problem of a data set and of its packs")("root", type=Path)
 
     add = command(_convert, "make a run folder of a checkpoint of the course's template or of SVG")
@@ -131,13 +130,10 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from lab5.formats import bair, tree
+    from lab5.formats.tree import pack_tree
 
-    if options.to:
-        bair.import_bair(options.source, options.to)
-    else:
-        tree.pack_tree(options.source)
-    print(f"packed into {(options.to or options.source) / 'packed'}")
+    pack_tree(options.root)
+    print(f"packed into {options.root / 'packed'}")
 
 
 def _check(options: argparse.Namespace) -> int:

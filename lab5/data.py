@@ -23,7 +23,7 @@ from lab5.config import Config
 from lab5.files import DataError, home
 
 FRAME_SIZE = 64                                 # pixels, height and width
-FORMAT = 5                                      # of the pack
+ARRAYS = "frames", "conditions"                 # of a pack
 LEAST_STD = 1e-3                                # a column that varies less counts as constant
 
 
@@ -51,17 +51,22 @@ class Pack:
     def __reduce__(self):
         return _open, (Path(self.frames.filename).parent,)
 
+    def shas(self) -> dict[Path, str]:
+        """The SHA-256 that each of its two files had when it was written."""
+        folder = Path(self.frames.filename).parent
+        record = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
+        return {folder / f"{name}.npy": record[f"{name}_sha256"] for name in ARRAYS}
+
 
 def _open(folder: Path) -> Pack:
     try:
         record = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
-        frames, conditions = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in (
-            "frames", "conditions"))
-        names, shas = record["names"], [record["frames_sha256"], record["conditions_sha256"]]
-        found, N, T = (frames.shape, conditions.shape[:2], record["format"]), len(names), frames.shape[1]
-        expected = (N, T, FRAME_SIZE, FRAME_SIZE, 3), (N, T), FORMAT
+        frames, conditions = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in ARRAYS)
+        names, shas = record["names"], [record[f"{name}_sha256"] for name in ARRAYS]
+        found, N, T = (frames.shape, conditions.shape[:2]), len(names), frames.shape[1]
+        expected = (N, T, FRAME_SIZE, FRAME_SIZE, 3), (N, T)
         if found != expected:
-            raise ValueError(f"shapes and format {found}, expected {expected}")
+            raise ValueError(f"shapes {found}, expected {expected}")
     except Exception as error:                  # json and numpy have a dozen kinds for damaged files
         raise DataError(f"{folder}: cannot be used ({type(error).__name__}: {error}). `lab5 pack "
                         f"{folder.parent.parent}` regenerates it") from error

@@ -23,6 +23,8 @@ from pathlib import Path
 from filelock import FileLock
 
 SPLITS = ("train", "validate", "test")          # of a data set
+TABLES = {"actions.csv": 4, "endeffector_positions.csv": 3}     # columns of each; side by side they are a condition
+SIMULATION = "simulation.json"                  # in processed_data, written by the simulator
 NO_LOCKS = errno.ENOLCK, errno.EOPNOTSUPP       # of some network drives
 
 

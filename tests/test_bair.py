@@ -1,14 +1,14 @@
 """Berkeley's TFRecords become packs that hold what was recorded, or are refused with the file and the record."""
 
+import shutil
 import struct
-import tarfile
 
 import numpy as np
 import pytest
 
 from lab5.data import DataError, open_pack
 from lab5.formats import bair
-from lab5.formats.bair import import_bair
+from lab5.formats.tree import check, open_or_pack, pack_tree
 
 LENGTH = 3                                      # frames of a sequence here; Berkeley's have 30
 FILES = {"train/traj_10_to_11": 2, "train/traj_0_to_3": 4, "train/traj_256_to_258": 3, "test/traj_0_to_2": 3}
@@ -71,37 +71,41 @@ def berkeley(tmp_path_factory):
     return write(tmp_path_factory.mktemp("berkeley"), FILES)
 
 
-@pytest.fixture(scope="module")
-def tar(berkeley):
-    with tarfile.open(berkeley / "softmotion30_44k.tar", "w") as archive:
-        archive.add(berkeley / "softmotion30_44k", "softmotion30_44k")
-    return berkeley / "softmotion30_44k.tar"
-
-
-def assert_whole(root):
+def test_packs_hold_what_was_recorded(berkeley):
+    pack_tree(berkeley, progress=False)
     for split, files in SPLITS.items():
-        pack = open_pack(root, split)
+        pack = open_pack(berkeley, split)
         where = [(file, number) for file in files for number in range(FILES[file])]
         assert pack.names == [f"{file.split('/')[1]}.tfrecords/{number}" for file, number in where]
         for index, (file, number) in enumerate(where):
             np.testing.assert_array_equal(pack.frames[index], [frame(file, number, t) for t in range(LENGTH)])
             np.testing.assert_array_equal(pack.conditions[index], [condition(number, t) for t in range(LENGTH)])
         assert not pack.simulated
+    lines, problems = check(berkeley, progress=False)
+    assert problems == [] and lines[0].startswith("train: 6 sequences of 3 frames, with actions and positions, packed")
 
 
-def test_a_folder_and_a_tar_hold_what_was_recorded(berkeley, tar, tmp_path):
-    for source in (berkeley, berkeley / "softmotion30_44k", tar):
-        import_bair(source, tmp_path, progress=False)
-        assert_whole(tmp_path)
+def test_check_names_what_changed_since_records_were_packed(berkeley, tmp_path):
+    root = shutil.copytree(berkeley, tmp_path / "bair")
+    pack_tree(root, progress=False)
+    path = root / "softmotion30_44k/test/traj_0_to_2.tfrecords"
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(record(features("other", number)) for number in range(3)))
+    assert [problem.partition(": ")[2][:29] for problem in check(root, progress=False)[1]] == [
+        f"traj_0_to_2.tfrecords/{number} was c" for number in range(3)]
+    path.write_bytes(whole[:-1])
+    (problem,) = check(root, progress=False)[1]
+    assert problem.startswith(f"{path}: record 2: ")
 
 
 def test_berkeleys_own_sequences_have_thirty_frames(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert bair.VALIDATE == "traj_256_to_511.tfrecords"
     write(tmp_path, {"test/traj_0_to_0": 1}, length=30)
-    import_bair(tmp_path, tmp_path / "bair", progress=False)
-    assert open_pack(tmp_path / "bair", "test").frames.shape == (1, 30, 64, 64, 3)
-    assert not (tmp_path / "bair/packed/train").exists()
+    assert open_or_pack(tmp_path, "test", progress=False).frames.shape == (1, 30, 64, 64, 3)
+    for packing in (pack_tree, lambda root: open_or_pack(root, "train")):
+        with pytest.raises(DataError, match="holds no traj_A_to_B.tfrecords for (train|validate); extract"):
+            packing(tmp_path)
 
 
 @pytest.mark.parametrize("changes, says", [
@@ -117,32 +121,18 @@ def test_a_record_that_lacks_something_is_refused(tmp_path, changes, says):
     made[1] = {name: value for name, value in (made[1] | changes).items() if value is not None}
     path = write(tmp_path, {"test/traj_0_to_2": 0}) / "softmotion30_44k/test/traj_0_to_2.tfrecords"
     path.write_bytes(b"".join(map(record, made)))
-    with pytest.raises(DataError, match=f"traj_0_to_2.tfrecords: record 1: .*{says}.*download the file again"):
-        import_bair(tmp_path, tmp_path / "bair", progress=False)
-    assert not (tmp_path / "bair/packed/test").exists()
+    with pytest.raises(DataError, match=f"traj_0_to_2.tfrecords: record 1: .*{says}.*extract it again"):
+        open_or_pack(tmp_path, "test", progress=False)
+    assert not (tmp_path / "packed/test").exists()
 
 
 @pytest.mark.parametrize("end", [0, 5, 12, 1000, -20, -1, "a record more", "a record less"])
 def test_a_file_that_is_cut_off_or_holds_another_number_of_records_is_refused(berkeley, tmp_path, end):
     whole = (berkeley / "softmotion30_44k/test/traj_0_to_2.tfrecords").read_bytes()
     size = len(whole) // 3
-    (tmp_path / "test").mkdir()
-    (tmp_path / "test/traj_0_to_2.tfrecords").write_bytes(
+    folder = tmp_path / "softmotion30_44k/test"
+    folder.mkdir(parents=True)
+    (folder / "traj_0_to_2.tfrecords").write_bytes(
         {"a record more": whole + whole[:size], "a record less": whole[:-size]}.get(end) or whole[:end])
-    with pytest.raises(DataError, match="traj_0_to_2.tfrecords: record [0-2]: .*holds 3 records.*download the file"):
-        import_bair(tmp_path, tmp_path / "bair", progress=False)
-
-
-def test_what_is_no_source_is_refused_in_words(berkeley, tar, tmp_path):
-    (tmp_path / "text").write_text("hello")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "cut.tar").write_bytes(tar.read_bytes()[:-300_000])
-    with tarfile.open(tmp_path / "tar.gz", "w:gz") as archive:
-        archive.add(berkeley / "softmotion30_44k", "softmotion30_44k")
-    for name, says in {"nowhere": "cannot be read", "text": "as an uncompressed tar", "empty": "holds no",
-                       "tar.gz": "decompress it", "cut.tar": "download it again"}.items():
-        with pytest.raises(DataError, match=f"{tmp_path / name}: .*{says}"):
-            import_bair(tmp_path / name, tmp_path / "bair", progress=False)
-    (tmp_path / "bair/processed_data").mkdir(parents=True)
-    with pytest.raises(DataError, match="already holds a data set, processed_data; choose another folder"):
-        import_bair(berkeley, tmp_path / "bair", progress=False)
+    with pytest.raises(DataError, match="traj_0_to_2.tfrecords: record [0-2]: .*holds 3 records.*extract it again"):
+        open_or_pack(tmp_path, "test", progress=False)

@@ -22,7 +22,6 @@ from lab5 import data
 from lab5.config import preset
 from lab5.data import DataError, Windows, evaluation_loader, open_pack, training_loader
 from lab5.files import SPLITS
-from lab5.formats.layout import write_sequence
 from lab5.formats.tree import check, open_or_pack, pack_tree, sequences
 
 LENGTH = 5                                      # frames of the sequences below
@@ -41,6 +40,15 @@ def frames_of(sequence):
 
 def conditions_of(sequence):
     return np.array([[sequence, t, 0.25, -1.5, 10 + sequence, t / 3, 1e-7] for t in range(LENGTH)], np.float32)
+
+
+def write_sequence(folder, frames, conditions):
+    folder.mkdir(parents=True)
+    for t, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{t}.png")
+    for table, columns in zip((ACTIONS, POSITIONS), np.split(conditions, [4], axis=1), strict=True):
+        if columns.size:
+            np.savetxt(folder / table, columns, fmt="%.9g", delimiter=",")
 
 
 def write_tree(root, count=4, splits=SPLITS, shard=SHARD, first=0, columns=7):
@@ -192,7 +200,7 @@ CHANGES = {
     "frame": (lambda root: Image.fromarray(frames_of(9)[0]).save(first_sequence(root) / "0.png"), "was changed or"),
     "number": (lambda root: (first_sequence(root) / ACTIONS).write_text("9,9,9,9\n" * 5), "was changed or added"),
     "renamed": (lambda root: first_sequence(root).rename(first_sequence(root).with_name("9")), "was changed or added"),
-    "removed": (lambda root: shutil.rmtree(first_sequence(root)), f"holds {SHARD}/0, which the tree does not"),
+    "removed": (lambda root: shutil.rmtree(first_sequence(root)), f"holds {SHARD}/0, which is gone"),
     "bit of the frames": (lambda root: flip(root / "packed/train/frames.npy", -50_000), "frames.npy.*SHA-256"),
     "bit of the conditions": (lambda root: flip(root / "packed/train/conditions.npy", -1), "conditions.npy.*SHA-256"),
 }

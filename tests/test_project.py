@@ -21,7 +21,7 @@ CARD = "torch torchvision jupyterlab matplotlib ipywidgets imageio nbval papermi
 
 # The core, each module importing only from those before it; then the rooms, and which rooms each may import
 CORE = "files config schedules metrics latents layers model data checkpoint evaluation processes training".split()
-ROOMS = {"formats": set(), "robot": {"formats"}, "workbook": {"robot", "formats"},
+ROOMS = {"formats": set(), "robot": set(), "workbook": {"robot", "formats"},
          "handin": {"workbook", "robot", "formats"}}
 
 
@@ -72,8 +72,8 @@ def test_the_command_imports_what_a_command_needs_when_it_needs_it():
 def test_the_package_does_not_grow():
     """What there is today. The aim: 1,500 lines of core, 4,000 of package, 4,200 of tests; lower these."""
     core = [path for path in MODULES if not room(path) and path.stem not in ("cli", "files")]
-    assert lines(core) <= 1830
-    assert lines(PACKAGE.rglob("*.py")) <= 5300
+    assert lines(core) <= 1824
+    assert lines(PACKAGE.rglob("*.py")) <= 5260
     assert lines((PROJECT / "tests").glob("*.py")) <= 4950
 
 

@@ -1,4 +1,4 @@
-"""Berkeley's softmotion30_44k into packs, read from its TFRecords without TensorFlow, in a folder or in its tar.
+"""Berkeley's softmotion30_44k, extracted from its tar and read without TensorFlow.
 
 A TFRecord file is a sequence of records: uint64 length, its checksum, the data, their checksum, all little-endian
 (tensorflow/core/lib/io/record_writer.h). The data are a serialized tf.train.Example, a map from names to values:
@@ -8,96 +8,59 @@ compared; `sha256sum` compares that of the whole archive (docs/data.md).
 
 from __future__ import annotations
 
+import os
 import re
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from lab5.data import FRAME_SIZE
-from lab5.files import SPLITS, DataError, expand, home
-from lab5.formats.packing import Arrays, write_pack
+from lab5.files import DataError
 
 LENGTH = 30                                     # frames of a sequence
 VALIDATE = "traj_256_to_511.tfrecords"          # the file of Berkeley's training split that the lab validates on
-FILE = re.compile(r".*/(train|test)/(traj_([0-9]+)_to_([0-9]+)\.tfrecords)", re.S)
+NAME = re.compile(r"traj_([0-9]+)_to_([0-9]+)\.tfrecords")
+Arrays = tuple[np.ndarray, np.ndarray]          # frames (T, 64, 64, 3) uint8, conditions (T, D) float32
 
 
-class File(NamedTuple):
-    """A TFRecord file, which may lie in a tar: `size` bytes of the file `path`, from byte `start`."""
+def sequences(folder: Path, split: str) -> tuple[list[str], Iterator[Arrays]]:
+    """Names, such as traj_0_to_255.tfrecords/0, and content of a split's sequences, by their number.
 
-    where: str                                  # what error messages call it
-    path: Path
-    start: int
-    size: int
-
-    @property
-    def split(self) -> str:
-        split, name = FILE.fullmatch(self.where).group(1, 2)
-        return "validate" if (split, name) == ("train", VALIDATE) else split
-
-    @property
-    def names(self) -> list[str]:
-        """Of its sequences, such as traj_0_to_255.tfrecords/0."""
-        name, first, last = FILE.fullmatch(self.where).group(2, 3, 4)
-        return [f"{name}/{number}" for number in range(int(last) - int(first) + 1)]
-
-
-def import_bair(source: str | Path, root: str | Path, progress: bool = True) -> None:
-    """Write packs of Berkeley's sequences into ``root/packed``; packs that are there are replaced.
-
-    `source` is a folder that holds softmotion30_44k, at any depth, or the uncompressed tar of it; a split that it lacks
-    is not written. Raises DataError where there are no TFRecords, or one is cut off or broken; it names the file and
-    the record.
+    `folder` holds Berkeley's train and test. Raises DataError where it has no file for the split, and the iterator
+    where one is cut off or broken; it names the file and the record.
     """
-    if (home(root) / "processed_data").exists():
-        raise DataError(f"{home(root)}: already holds a data set, processed_data; choose another folder for the packs")
-    files = _files(expand(source))
-    for split in SPLITS:
-        if of_split := [file for file in files if file.split == split]:
-            names = [name for file in of_split for name in file.names]
-            write_pack(home(root), split, names, (arrays for file in of_split for arrays in _sequences(file)),
-                       (LENGTH, 7), progress=progress)
+    paths = [path for path in folder.glob("test/*" if split == "test" else "train/*") if NAME.fullmatch(path.name)
+             and (split == "test" or (path.name == VALIDATE) == (split == "validate"))]
+    if not paths:
+        raise DataError(f"{folder}: holds no traj_A_to_B.tfrecords for {split}; extract Berkeley's archive again")
+    paths.sort(key=lambda path: int(NAME.fullmatch(path.name)[1]))
+    return ([f"{path.name}/{number}" for path in paths for number in range(_count(path))],
+            (arrays for path in paths for arrays in _read(path)))
 
 
-def _files(source: Path) -> list[File]:
-    """The TFRecord files of a folder or tar, by their first trajectory. Raises DataError where there are none."""
-    try:
-        if source.is_dir():
-            paths = source.resolve().rglob("*.tfrecords")
-            found = [File(path.as_posix(), path, 0, path.stat().st_size) for path in paths]
-        else:
-            with tarfile.open(source, "r:") as tar:
-                found = [File(f"{source.as_posix()}/{member.name}", source, member.offset_data, member.size)
-                         for member in tar if member.isreg()]
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{source}: cannot be read as an uncompressed tar ({error}); decompress it, or download it "
-                        "again") from error
-    found = [file for file in found if FILE.fullmatch(file.where)]
-    if not found:
-        raise DataError(f"{source}: holds no train/traj_A_to_B.tfrecords and no test/traj_A_to_B.tfrecords; give the "
-                        "folder that holds Berkeley's softmotion30_44k, or its tar")
-    return sorted(found, key=lambda file: int(FILE.fullmatch(file.where)[3]))
+def _count(path: Path) -> int:
+    """How many sequences a file holds, by its name."""
+    first, last = map(int, NAME.fullmatch(path.name).groups())
+    return last - first + 1
 
 
-def _sequences(file: File) -> Iterator[Arrays]:
+def _read(path: Path) -> Iterator[Arrays]:
     """The file's sequences, as many as its name says. Raises DataError with the number of the first broken record."""
-    end, count = file.start + file.size, len(file.names)
-    with open(file.path, "rb") as stream:
-        stream.seek(file.start)
-        for number in range(count):
-            try:
-                size = int.from_bytes(stream.read(12)[:8], "little")            # length and its checksum
-                after = stream.tell() + size + 4                                # data and their checksum
+    number, count = 0, _count(path)
+    try:
+        with open(path, "rb") as file:
+            end = os.fstat(file.fileno()).st_size
+            for number in range(count):
+                size = int.from_bytes(file.read(12)[:8], "little")              # length and its checksum
+                after = file.tell() + size + 4                                  # data and their checksum
                 if after > end or number == count - 1 and after < end:
                     raise ValueError(f"by the file's name it holds {count} records, which does not fit its size")
-                yield _decode(stream.read(size))
-            except (ValueError, IndexError, KeyError) as error:
-                raise DataError(f"{file.where}: record {number}: {type(error).__name__}: {error}; download the file "
-                                "again") from error
-            stream.seek(after)
+                yield _decode(file.read(size))
+                file.seek(after)
+    except (ValueError, LookupError, OSError) as error:
+        raise DataError(f"{path}: record {number}: {type(error).__name__}: {error}; extract it again, or download the "
+                        "archive again") from error
 
 
 def _decode(example: bytes) -> Arrays:

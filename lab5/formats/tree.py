@@ -1,4 +1,4 @@
-"""The lab's tree of PNGs, and SVG's: read, packed and checked.
+"""The lab's tree of PNGs, and SVG's: read, packed and checked. Berkeley's TFRecords are packed from here as well.
 
     processed_data/<split>/traj_A_to_B.tfrecords/N/{0..29}.png, actions.csv, endeffector_positions.csv
 
@@ -11,27 +11,30 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from lab5.data import FRAME_SIZE, Pack, open_pack
-from lab5.files import SPLITS, DataError, cores, file_sha, home
-from lab5.formats.layout import SIMULATION, TABLES
-from lab5.formats.packing import Arrays, write_pack
+from lab5.data import ARRAYS, FRAME_SIZE, Pack, open_pack
+from lab5.files import SIMULATION, SPLITS, TABLES, DataError, cores, file_sha, home, lock
+from lab5.formats import bair
+from lab5.formats.bair import Arrays
 
+BERKELEY = "softmotion30_44k"                   # the folder of TFRecords
 VALIDATION_SHARD = "traj_256_to_511"            # of Berkeley's training files, the lab's validation split
 NAME = re.compile(r"traj_([0-9]+)_to_([0-9]+)(?:\.tfrecords)?/([0-9]+)")        # of a sequence
 LOOKS_LIKE_CONTENT = re.compile(r"png|jpe?g|csv|action|effector", re.IGNORECASE)
 BLOCK = 256                                     # sequences that are read ahead
-STALE = "`lab5 pack` regenerates it"
 
+
+# The tree ------------------------------------------------------------------------------------------------
 
 def sequences(root: str | Path, split: str) -> dict[str, Path]:
     """The split's sequence folders by name, in the numeric order of (A, B, N) of ``traj_A_to_B.tfrecords/N``.
@@ -121,40 +124,108 @@ def _read_table(path: Path, rows: int, columns: int) -> np.ndarray:
     return table
 
 
-def _in_order(task: Callable, folders: dict[str, Path]) -> Iterator:
-    """Apply a task to every folder, by a pool of threads; yields the results in order."""
-    paths = list(folders.values())
+# Packs and their check -----------------------------------------------------------------------------------
+
+class Source(NamedTuple):
+    """A split as it is read: each of its sequences, in order, or what is wrong with it."""
+
+    names: list[str]
+    shape: tuple[int, int]                      # (T, D)
+    content: Iterator[Arrays | DataError]
+
+
+def _source(root: str | Path, split: str) -> Source:
+    """A split of the tree or, where there is none, of Berkeley's TFRecords. Raises DataError where it is missing."""
+    if (home(root) / BERKELEY).is_dir() and not (home(root) / "processed_data").exists():
+        names, content = bair.sequences(home(root) / BERKELEY, split)
+        return Source(names, (bair.LENGTH, 7), content)
+    folders = sequences(root, split)
+    shape = tree_shape(folders)
+    return Source(list(folders), shape, _read_ahead(list(folders.values()), shape))
+
+
+def _read_ahead(folders: list[Path], shape: tuple[int, int]) -> Iterator[Arrays | DataError]:
+    def read(folder: Path) -> Arrays | DataError:
+        try:
+            return read_sequence(folder, *shape)
+        except DataError as error:
+            return error
+
     with ThreadPoolExecutor(min(8, cores())) as pool:
-        for start in range(0, len(paths), BLOCK):
-            yield from pool.map(task, paths[start:start + BLOCK])
+        for start in range(0, len(folders), BLOCK):
+            yield from pool.map(read, folders[start:start + BLOCK])
 
 
 def open_or_pack(root: str | Path, split: str, progress: bool = True) -> Pack:
-    """Open a split's pack; the tree is read only if there is none, which is then written. Raises DataError."""
+    """Open a split's pack; the data are read only if there is none, which is then written. Raises DataError."""
     if not (home(root) / "packed" / split).is_dir():
         if split == "train" and not (home(root) / "processed_data" / SIMULATION).exists():
-            sequences(root, "validate")                         # training needs both: refused before packing
-        _pack_split(root, split, progress, regenerate=False)
+            _source(root, "validate")                           # training needs both: refused before packing
+        _write_pack(root, split, _source(root, split), progress, regenerate=False)
     return open_pack(root, split)
 
 
 def pack_tree(root: str | Path, progress: bool = True) -> None:
-    """Regenerate the packs of all splits of a tree. Raises DataError, on a missing split before any is packed."""
-    for split in SPLITS:
-        sequences(root, split)
-    for split in SPLITS:
-        _pack_split(root, split, progress, regenerate=True)
+    """Regenerate the packs of all splits. Raises DataError, on a missing split before any is packed."""
+    for split, source in {split: _source(root, split) for split in SPLITS}.items():
+        _write_pack(root, split, source, progress, regenerate=True)
 
 
-def _pack_split(root: str | Path, split: str, progress: bool, regenerate: bool) -> None:
-    folders = sequences(root, split)
-    shape = tree_shape(folders)
-    write_pack(home(root), split, list(folders), _in_order(lambda folder: read_sequence(folder, *shape), folders),
-               shape, progress=progress, regenerate=regenerate)
+def _write_pack(root: str | Path, split: str, source: Source, progress: bool, regenerate: bool) -> None:
+    """Write ``packed/split`` under another name and rename it when it is whole; a pack that is there is replaced only
+    to `regenerate` it. Raises DataError where a sequence is damaged, or the folder is full or cannot be written.
+    """
+    folder, (T, D) = home(root) / "packed", source.shape
+    aside, needed = folder / f".{split}.tmp", len(source.names) * T * (FRAME_SIZE ** 2 * 3 + 4 * D)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder / f"{split}.lock"):                    # of several processes one packs
+            if (folder / split).is_dir() and not regenerate:
+                return
+            shutil.rmtree(aside, ignore_errors=True)            # left by a killed call
+            if (free := shutil.disk_usage(folder).free) < needed:
+                raise DataError(f"{folder}: packing {split} needs {needed / 1e9:.3f} GB, but {free / 1e9:.3f} GB are "
+                                "free. Free some space, or link this folder to a larger disk")
+            try:
+                aside.mkdir()
+                shas = _write_arrays(aside, (len(source.names), T, D), tqdm(
+                    source.content, f"packing {split}", len(source.names), unit="seq", disable=not progress))
+                record = {"simulated": (home(root) / "processed_data" / SIMULATION).exists(), **shas,
+                          "names": source.names}
+                (aside / "pack.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+                shutil.rmtree(folder / split, ignore_errors=True)
+                os.replace(aside, folder / split)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise DataError(f"{folder}: packing {split} failed ({error.strerror or error}). Free some space or make the "
+                        "folder writable. If nothing can be written beside the data, link processed_data into a "
+                        "folder of your own and name that") from error
+
+
+def _write_arrays(folder: Path, shape: tuple[int, int, int], sequences: Iterable[Arrays | DataError]) -> dict[str, str]:
+    """Write sequences one after another into two .npy files of `shape` (N, T, D); returns their SHA-256s.
+
+    A memory map would be shorter, but writing to one kills the process where the disk is full.
+    """
+    N, T, D = shape
+    with open(folder / "frames.npy", "wb") as frames, open(folder / "conditions.npy", "wb") as conditions:
+        for file, kind, size in ((frames, "|u1", (FRAME_SIZE, FRAME_SIZE, 3)), (conditions, "<f4", (D,))):
+            header = {"descr": kind, "fortran_order": False, "shape": (N, T, *size)}
+            np.lib.format.write_array_header_1_0(file, header)
+        for sequence in sequences:
+            if isinstance(sequence, DataError):
+                raise sequence
+            frames.write(sequence[0].tobytes())
+            conditions.write(sequence[1].astype("<f4").tobytes())
+        for file in (frames, conditions):
+            file.flush()
+            os.fsync(file.fileno())
+    return {f"{name}_sha256": file_sha(folder / f"{name}.npy") for name in ARRAYS}
 
 
 def check(root: str | Path, progress: bool = True) -> tuple[list[str], list[str]]:
-    """Read all files of a data set; compare the tree with the packs, and the packs with their SHA-256s.
+    """Read all files of a data set; compare the packs with their SHA-256s and with what they were made from.
 
     Returns a line for each split (sequences, frames, actions and positions), and all problems, each with its file.
     """
@@ -168,32 +239,22 @@ def check(root: str | Path, progress: bool = True) -> tuple[list[str], list[str]
 
 
 def _check_split(root: str | Path, split: str, problems: list[str], progress: bool) -> str:
-    """The line of a split, whose problems are appended. Raises DataError where its pack or tree cannot be opened."""
-    folder, packed, sha = home(root) / "packed" / split, {}, ""
+    """The line of a split, whose problems are appended. Raises DataError where its pack or data cannot be opened."""
+    folder, stale, packed, note = home(root) / "packed" / split, "`lab5 pack` regenerates it", {}, ""
     if folder.is_dir():
         pack = open_pack(root, split)
         packed = dict(zip(pack.names, zip(pack.frames, pack.conditions, strict=True), strict=True))
-        names, shape, sha = packed.keys(), (pack.frames.shape[1], pack.condition_dim), f", packed as {pack.data_sha}"
-        record = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
-        problems += [f"{path}: is not what was packed, by its SHA-256. {STALE}"
-                     for path in (folder / "frames.npy", folder / "conditions.npy")
-                     if file_sha(path) != record[f"{path.stem}_sha256"]]
-    if not packed or (home(root) / "processed_data").is_dir():
-        folders = sequences(root, split)
-        names, shape = folders.keys(), tree_shape(folders)
-        done = _in_order(partial(_problem, shape=shape, packed=packed), folders)
-        problems += filter(None, tqdm(done, f"checking {split}", len(folders), unit="seq", disable=not progress))
-        if gone := [name for name in packed if name not in folders]:
-            problems.append(f"{folder}: holds {gone[0]}, which the tree does not. {STALE}")
+        names, shape, note = pack.names, (pack.frames.shape[1], pack.condition_dim), f", packed as {pack.data_sha}"
+        problems += [f"{path}: is not what was packed, by its SHA-256. {stale}" for path, sha in pack.shas().items()
+                     if file_sha(path) != sha]
+    if not packed or (home(root) / "processed_data").is_dir() or (home(root) / BERKELEY).is_dir():
+        names, shape, content = _source(root, split)
+        bar = tqdm(content, f"checking {split}", len(names), unit="seq", disable=not progress)
+        for name, sequence in zip(names, bar, strict=True):
+            if isinstance(sequence, DataError):
+                problems.append(str(sequence))
+            elif packed and not all(map(np.array_equal, sequence, packed.get(name, ((), ())))):
+                problems.append(f"{folder}: {name} was changed or added since. {stale}")
+        problems += [f"{folder}: holds {name}, which is gone. {stale}" for name in packed.keys() - set(names)]
     return (f"{len(names):,} sequences of {shape[0]} frames, {'with' if shape[1] else 'without'} actions and positions"
-            f"{sha}")
-
-
-def _problem(folder: Path, shape: tuple[int, int], packed: dict[str, Arrays]) -> str:
-    """What is wrong with a sequence of the tree, or differs from its pack; empty if nothing is."""
-    try:
-        arrays = read_sequence(folder, *shape)
-    except DataError as error:
-        return str(error)
-    same = not packed or all(map(np.array_equal, arrays, packed.get("/".join(folder.parts[-2:]), ((), ()))))
-    return "" if same else f"{folder}: was changed or added since the split was packed. {STALE}"
+            f"{note}")

@@ -7,6 +7,8 @@ Sequence i of a split depends on (seed, split, i) only: neither the number of pr
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -14,10 +16,10 @@ from xml.etree import ElementTree
 
 import mujoco
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
-from lab5.files import SPLITS, DataError, each, home, lock, write_text
-from lab5.formats.layout import SIMULATION, write_sequence
+from lab5.files import SIMULATION, SPLITS, TABLES, DataError, each, home, lock, write_text
 from lab5.robot.scene import TRAY, Scene
 
 VERSION = 4                                     # of the simulator; increase it where frames of a seed change
@@ -207,6 +209,21 @@ def _folder(tree: Path, split: str, index: int) -> Path:
     return tree / split / f"traj_{first}_to_{first + SHARD - 1}.tfrecords" / str(index - first)
 
 
+def write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray) -> None:
+    """Write frames (T, 64, 64, 3) uint8 and conditions (T, 7) as a sequence of the lab's tree.
+
+    They are written under another name that is changed at the end, so that a folder of the right name is whole.
+    """
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)                    # left by a killed call
+    aside.mkdir(parents=True)
+    for t, frame in enumerate(frames):
+        Image.fromarray(frame).save(aside / f"{t}.png", compress_level=1)
+    for table, columns in zip(TABLES, np.split(conditions, [4], axis=1), strict=True):
+        np.savetxt(aside / table, columns, fmt="%.8f", delimiter=",")
+    os.replace(aside, folder)
+
+
 def _write(tree: Path, seed: int, length: int, sequence: tuple[str, int]) -> None:
     if not (folder := _folder(tree, *sequence)).is_dir():       # unless another process has written it meanwhile
-        write_sequence(folder, *episode(seed, *sequence, length), "%.8f")
+        write_sequence(folder, *episode(seed, *sequence, length))
