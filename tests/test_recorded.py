@@ -13,6 +13,7 @@ from lab5.formats.tree import open_or_pack
 from lab5.robot.simulator import simulate
 from lab5.training import read_history
 from lab5.workbook import run as runs
+from lab5.workbook.latents import explained, gaussians
 from lab5.workbook.run import PROJECT, RECORDED, SIMULATION_SEED, Run, copy_recorded, open_run, recorded_run
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -76,6 +77,20 @@ def test_the_two_models_differ_as_06_says():
     assert gain[99] - gain[9] > 0.3 and np.ptp(np.maximum.accumulate(told.samples["psnr"], axis=1).mean(axis=0)) < 0.1
 
 
+def test_the_action_free_latent_carries_the_future(first_sequences):
+    """Nats, futures that differ, the right one among a hundred; and the arm's place can be read off the latent."""
+    free = recorded("action_free", HUNDRED)
+    assert free.rate["kl"].mean() > 3 and free.average("posterior")[0] > 26
+    assert free.psnr["two_samples"][:, -1].mean() < 25
+    assert free.average("best_of_n")[0] - free.average("prior_sample")[0] > 3
+    model = checkpoint.load_model(RECORDED.with_name("action_free") / "best.safetensors")[0]
+    found, T = gaussians(model, first_sequences), model.config.length
+    sideways = first_sequences.conditions[:, 1:T, 5:6]          # the true position to the left and right
+    assert found.active == model.config.z_dim and explained(found.mu, sideways)[0] > 0.5
+    new, held = found.prior_logvar[:, 1::2].mean(), found.prior_logvar[:, 2::2].mean()
+    assert new > held + 1                                       # the prior knows when a new action begins
+
+
 def test_the_future_of_28_frames_is_of_the_same_weights_and_draws_the_same_samples():
     longer, hundred = recorded("action_free", "test-best_of100-limit32-n_future28"), recorded("action_free", HUNDRED)
     assert longer.facts == hundred.facts | {"n_future": 28} and longer.names == hundred.names[:32]
@@ -99,6 +114,10 @@ def test_readme_quotes_the_recorded_scores():
     scores = Evaluation.load(RECORDED / "evaluation" / "test")
     (mean, half), (ssim, _) = scores.average("prior_sample"), scores.average("prior_sample", "ssim")
     assert f"{mean:.2f} ± {half:.2f} | {ssim:.3f} |" in README.replace("*", "")
+    free, hundred = recorded("action_free"), recorded("action_free", HUNDRED)
+    (mean, half), (ssim, _) = free.average("prior_sample"), free.average("prior_sample", "ssim")
+    assert (f"| {mean:.2f} ± {half:.2f} | {ssim:.3f} | {hundred.average('best_of_n')[0]:.2f} | "
+            f"{free.average('posterior')[0]:.2f} | {free.rate['kl'].mean():.2g} |") in README.replace("*", "")
     for protocol in ("repeat_last", "copy_previous"):
         assert re.search(rf"\b{scores.average(protocol)[0]:.2f}\b", README)
 

@@ -97,3 +97,15 @@ def test_what_08_says_of_the_extras_stands_in_the_recorded_runs():
         "prior_sample"][hierarchy]
     gain, low, _ = sweep.gains(found["prior_sample"]["Action-free"])[learned]
     assert gain > low > 0
+
+
+def test_readme_quotes_the_recorded_comparison():
+    records = sweep.read(sweep.RECORDED / "comparison_extras.csv")
+    lines = (sweep.PROJECT / "README.md").read_text(encoding="utf-8").splitlines()
+    found = {column: sweep.by_option(records, column) for column in ("prior_sample", "best_of_n", "posterior", "kl")}
+    for choice, options in found["prior_sample"].items():
+        gained = sweep.gains(options)
+        for option in options:
+            gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gained[option]) if option in gained else "reference"
+            sample, best, posterior, kl = (found[column][choice][option].mean() for column in found)
+            assert f"| {choice} | {option} | {sample:.2f} | {best:.2f} | {posterior:.2f} | {kl:.3g} | {gain} |" in lines
