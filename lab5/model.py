@@ -83,16 +83,15 @@ class CVAE(nn.Module):
         frames_used = {"none": 0, "previous": 1, "target": 1, "both": 2}[config.condition] if condition_dim else 0
         D, c_dim = (condition_dim, config.condition_dim) if frames_used else (0, 0)
         self.z_channels = config.z_channels if config.hierarchical else 0
-        convolved = config.conditional_convolution
+        convolved, n_in, hidden = config.conditional_convolution, config.g_dim + c_dim, config.rnn_size
         self.encoder = Encoder(config.width, config.g_dim, D if convolved else 0)
         self.decoder = Decoder(config.width, config.g_dim, c_dim if convolved else 0, config.aligned, self.z_channels)
         self.embed_condition = nn.Linear(frames_used * D, c_dim) if frames_used else None
-        n_in, hidden, residual = config.g_dim + c_dim, config.rnn_size, config.residual
-        self.posterior = GaussianLSTM(n_in, config.z_dim, hidden, config.posterior_layers, residual)
-        self.prior = (GaussianLSTM(n_in, config.z_dim, hidden, config.prior_layers, residual)
+        self.posterior = GaussianLSTM(n_in, config.z_dim, hidden, config.posterior_layers, config.residual)
+        self.prior = (GaussianLSTM(n_in, config.z_dim, hidden, config.prior_layers, config.residual)
                       if config.learned_prior else FixedPrior(config.z_dim))
-        self.frame_predictor = FramePredictor(n_in + config.z_dim, config.g_dim, hidden, config.predictor_layers,
-                                              residual)
+        self.frame_predictor = FramePredictor(
+            n_in + config.z_dim, config.g_dim, hidden, config.predictor_layers, config.residual)
         self.condition_dim = D                                  # 0: action-free
         self.register_buffer("condition_mean", torch.zeros(D))
         self.register_buffer("condition_std", torch.ones(D))
@@ -151,17 +150,6 @@ class CVAE(nn.Module):
                                              for step in range(n_past - 1, len(condition) - 1))]
         return self._unroll(frames, condition, noise, segments, n_posterior=n_past, first=n_past - 1)[0]
 
-    def gaussians(self, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Posterior and prior of z(t), all frames (T, B, C, H, W) known: mu, logvar, mu, logvar, (T-1, B, z) each."""
-        condition = self._normalise(condition)
-        h, c = self._encode(frames, condition)[0], self._embed(condition)
-        *posterior, _ = self.posterior(torch.cat([h[1:], c], dim=-1))
-        *prior, _ = self.prior(torch.cat([h[:-1], c], dim=-1))
-        return *posterior, *prior
-
-    def _normalise(self, condition: torch.Tensor) -> torch.Tensor:
-        return (condition[..., :self.condition_dim] - self.condition_mean) / self.condition_std
-
     def _unroll(self, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, segments: list[Segment],
                 n_posterior: int, first: int = 0) -> tuple[torch.Tensor, Maps]:
         """Run prior, frame predictor and decoder over all segments, each at once; decode from step `first` on.
@@ -169,7 +157,7 @@ class CVAE(nn.Module):
         The known frames (T', B, C, H, W) are encoded first. z(t) is the posterior's in the first `n_posterior` of them,
         else the prior's. Returns the frames (T-1 - first, B, C, H, W) and the KL of each level (T-1 - first, B, units).
         """
-        condition = self._normalise(condition)
+        condition = (condition[..., :self.condition_dim] - self.condition_mean) / self.condition_std
         all_h, all_maps = self._encode(frames, condition[:len(frames)])
         all_c = self._embed(condition)
         *posterior, _ = self.posterior(torch.cat([all_h[1:n_posterior], all_c[:n_posterior - 1]], dim=-1))
@@ -216,3 +204,12 @@ class CVAE(nn.Module):
         previous, target = condition[:-1], condition[1:]
         steps = {"previous": [previous], "target": [target], "both": [previous, target]}[self.config.condition]
         return self.embed_condition(torch.cat(steps, dim=-1))
+
+
+def gaussians(model: CVAE, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Posterior and prior of z(t), all frames (T, B, C, H, W) known: mu, logvar, mu, logvar, (T-1, B, z_dim) each."""
+    condition = (condition[..., :model.condition_dim] - model.condition_mean) / model.condition_std
+    h, c = model._encode(frames, condition)[0], model._embed(condition)
+    *posterior, _ = model.posterior(torch.cat([h[1:], c], dim=-1))
+    *prior, _ = model.prior(torch.cat([h[:-1], c], dim=-1))
+    return *posterior, *prior

@@ -43,6 +43,7 @@ OnEpoch = Callable[[list[Record], CVAE], bool | None]
 LARGEST_KL = 1e4                                # nats per frame; a model that learns has tens or hundreds
 SAVE_EVERY = 600.0                              # seconds between two checkpoints within an epoch
 WORTH_MEASURING = 200                           # steps of a run that begins with measuring what is fastest
+VALIDATED = ("prior_sample", "posterior")       # what a validation scores
 NUMBERS = "loss mse kl kl_weight teacher_forcing lr seconds sequences_per_second".split()        # of every epoch
 
 
@@ -262,17 +263,21 @@ class Trainer:
         if record["epoch"] % config.validate_every == 0 or record["epoch"] == config.epochs:
             self.save()                                         # a validation that is killed costs only itself
             if processes.rank() == 0:
-                scores = evaluate(self.model, validate_pack, protocols=("prior_sample", "posterior"),
-                                  limit=config.validate_sequences, seed=config.seed, precision=self.precision,
-                                  progress=False)
+                scores = evaluate(self.model, validate_pack, protocols=VALIDATED, limit=config.validate_sequences,
+                                  seed=config.seed, precision=self.precision, progress=False)
                 record |= {"psnr": scores.average("prior_sample")[0], "bound": scores.bound}
-                measure = "bound" if config.reconstruction == "calibrated" else "psnr"
-                if record[measure] > max((old[measure] for old in self.history if old["psnr"]), default=-np.inf):
-                    checkpoint.save(self.run / "best.safetensors", self.model, epoch=record["epoch"],
-                                    psnr=record["psnr"], bound=record["bound"], precision=self.precision)
+                if is_best(config, record, self.history):
+                    checkpoint.save(self.run / "best.safetensors", self.model, precision=self.precision, **{
+                        name: record[name] for name in ("epoch", "psnr", "bound")})
         self.history.append(record)
         self._start_epoch()
         self.save()
+
+
+def is_best(config: Config, record: Record, history: list[Record]) -> bool:
+    """Whether a validation is the best so far: by its bound where the objective is one, else by the graded PSNR."""
+    measure = "bound" if config.reconstruction == "calibrated" else "psnr"
+    return record[measure] > max((old[measure] for old in history if old["psnr"]), default=-np.inf)
 
 
 def _draws(config: Config, step: int, ratio: float, noise_size: int) -> tuple[torch.Tensor, list[bool]]:

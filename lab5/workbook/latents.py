@@ -11,6 +11,7 @@ from lab5.data import Pack, evaluation_loader, to_video
 from lab5.evaluation import autocast, choose_precision, infer, predict, prior_noise
 from lab5.latents import gaussian_kl
 from lab5.model import CVAE
+from lab5.model import gaussians as posterior_and_prior
 
 ACTIVE = 0.01                                   # of the variance of a unit's mean over the data (Burda et al. 2016)
 RIDGE = 1e-3                                    # of the regression, in units of the inputs' variance
@@ -47,7 +48,7 @@ def gaussians(model: CVAE, pack: Pack, limit: int | None = None) -> Gaussians:
     device, found = model.condition_mean.device, []
     for batch in evaluation_loader(pack, model.config.length, 32, limit):
         with autocast(choose_precision("auto", device), device):
-            four = model.gaussians(to_video(batch.frames.to(device)), batch.condition.to(device))
+            four = posterior_and_prior(model, to_video(batch.frames.to(device)), batch.condition.to(device))
         found.append([values.float().transpose(0, 1).cpu().numpy() for values in four])
     return Gaussians(*map(np.concatenate, zip(*found, strict=True)))
 
