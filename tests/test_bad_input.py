@@ -172,9 +172,11 @@ ROWS = [                                        # kind, damage, words of the mes
     ("config", settings(lr=NAN), "lr\n  Input should be a finite number"),
     ("config", settings(width=10**30), "width\n"), ("config", settings(seed=2**70), "input_value=1180591"),
 
-    ("run", parameters(preset_name="slow"), "unknown preset 'slow'; the presets are: smoke, quick, standard, action_free, full"),
+    ("run", parameters(preset_name="slow"),
+     "unknown preset 'slow'; the presets are: smoke, quick, standard, action_free, full"),
     ("run", parameters(preset_name=["smoke"]), "preset = ['smoke']: Input should be a valid string"),
-    ("run", parameters(run=1.5), "run = 1.5: Input"), ("run", parameters(data=None), "data = None: Input"), ("run", parameters(sequence=1.5), "sequence = 1.5: Input"),
+    ("run", parameters(run=1.5), "run = 1.5: Input"), ("run", parameters(data=None), "data = None: Input"),
+    ("run", parameters(sequence=1.5), "sequence = 1.5: Input"),
     ("run", parameters(sequence="abc"), "sequence = 'abc': Input"),
     ("run", parameters(steps=3), "steps = 3: Extra inputs"),
     ("run", parameters(run="\udca4"), "cannot be used ('utf-8' codec"),
