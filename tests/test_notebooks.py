@@ -14,7 +14,6 @@ from lab5.training import read_history
 from lab5.workbook.run import RECORDED
 
 NOTEBOOKS = find_notebooks()
-UNCUT = "08".split()          # still with long cells, or code before the first idea: names to take out
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
@@ -90,7 +89,7 @@ def test_cells_are_short_and_the_first_idea_comes_before_the_code(path):
     cells = nbformat.read(path, 4).cells
     first = next(number for number, cell in enumerate(cells) if cell.source.startswith("## "))
     before = sum(code_lines(cell) for cell in cells[:first] if "parameters" not in tags(cell))
-    assert (before <= 15 and max(map(code_lines, cells)) <= 30) != (path.stem[:2] in UNCUT)
+    assert before <= 15 and max(map(code_lines, cells)) <= 30
 
 
 def test_the_notebooks_do_not_grow():
@@ -98,9 +97,9 @@ def test_the_notebooks_do_not_grow():
     cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells]
     collapsed = [cell for cell in cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
     assert all(cell in collapsed for cell in cells if "hide-input" in tags(cell))
-    assert sum(map(code_lines, cells)) <= 2219
-    assert sum(map(code_lines, cells)) - sum(map(code_lines, collapsed)) <= 1229
-    assert sum(path.stat().st_size for path in NOTEBOOKS) <= 11_300_000
+    assert sum(map(code_lines, cells)) <= 1293
+    assert sum(map(code_lines, cells)) - sum(map(code_lines, collapsed)) <= 787
+    assert sum(path.stat().st_size for path in NOTEBOOKS) <= 9867166
 
 
 @names
@@ -109,7 +108,7 @@ def test_a_question_leaves_room_for_the_answer(path):
     answers = [cell for question, cell in zip(cells, cells[1:], strict=False) if "your-turn" in tags(question)]
     assert answers == [cell for cell in cells if "answer" in tags(cell)]
     assert all(cell.source == "*Your answer:*" and cell.id.startswith("answer-") for cell in answers)
-    assert path.stem[:2] in UNCUT or 1 <= len(answers) <= 4
+    assert 1 <= len(answers) <= 4
 
 
 def test_what_05_says_of_the_recorded_run_stands_in_its_history():

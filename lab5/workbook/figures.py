@@ -315,7 +315,7 @@ def _line(axes: Axes, cells: np.ndarray, names: list[str], numbers: np.ndarray, 
     axes.xaxis.tick_top()
     first = int((numbers < n_past).sum())
     for name, at, colour in [("context", 0, CONTEXT), ("predicted", first, PREDICTED)] * (0 < first < T):
-        axes.annotate(name, (GAP - 0.5 + pitch_x * at, -0.5), (0, 14), textcoords="offset points", color=colour,
+        axes.annotate(name, (GAP - 0.5 + pitch_x * at, -0.5), (0, 13), textcoords="offset points", color=colour,
                       size=8.2)
     if len(scores):
         below = axes.secondary_xaxis("bottom")
