@@ -1,5 +1,7 @@
 """The assignment's list of marks, compared with the report: where each point is answered, or what is missing."""
 
+from textwrap import shorten
+
 from lab5.evaluation import Evaluation
 from lab5.handin.words import Details, Words
 from lab5.workbook.run import Run
@@ -39,7 +41,8 @@ def check(lab: Run, text: str, details: Details, words: list[Words], pages: dict
     lines += ["", describe(lab, lab.evaluation()),
               "20 more marks are for the demo's questions; notebooks 01 to 08 close with what to say", "",
               "What you wrote yourself, in words:",
-              *(f"{len(part.text.split()) or 'EMPTY':>7}  {part.origin}: {part.question or part.place}" for part in words)]
+              *(f"{len(part.text.split()) or 'EMPTY':>7}  {part.origin}: {shorten(part.question or part.place, 80)}"
+                for part in words)]
     if not (details.student_id and details.name):
         lines.append("no student id or name under the title: write student_id and name into report.yaml")
     return "\n".join(lines), not missing
