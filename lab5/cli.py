@@ -157,12 +157,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from lab5.handin.report import describe
+    from lab5.handin.report import summary
 
     given = {"n_future": options.future, "best_of": options.best_of}
-    lab = _open(options)
-    scores = lab.evaluation(**{name: value for name, value in given.items() if value})
-    print(f"\n{scores.table()}\n\n{describe(lab, scores)}\nall files: {lab.folder}")
+    print(summary(_open(options), **{name: value for name, value in given.items() if value}))
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -206,7 +206,7 @@ class CVAE(nn.Module):
         return self.embed_condition(torch.cat(steps, dim=-1))
 
 
-def gaussians(model: CVAE, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def posterior_and_prior(model: CVAE, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Posterior and prior of z(t), all frames (T, B, C, H, W) known: mu, logvar, mu, logvar, (T-1, B, z_dim) each."""
     condition = (condition[..., :model.condition_dim] - model.condition_mean) / model.condition_std
     h, c = model._encode(frames, condition)[0], model._embed(condition)

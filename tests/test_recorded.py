@@ -78,17 +78,13 @@ def test_the_two_models_differ_as_06_says():
 
 
 def test_the_action_free_latent_carries_the_future(first_sequences):
-    """Nats, futures that differ, the right one among a hundred; and the arm's place can be read off the latent."""
-    free = recorded("action_free", HUNDRED)
-    assert free.rate["kl"].mean() > 3 and free.average("posterior")[0] > 26
-    assert free.psnr["two_samples"][:, -1].mean() < 25
-    assert free.average("best_of_n")[0] - free.average("prior_sample")[0] > 3
+    """The arm's place can be read off the latent, and the prior knows when a new action begins."""
     model = checkpoint.load_model(RECORDED.with_name("action_free") / "best.safetensors")[0]
     found, T = gaussians(model, first_sequences), model.config.length
     sideways = first_sequences.conditions[:, 1:T, 5:6]          # the true position to the left and right
     assert found.active == model.config.z_dim and explained(found.mu, sideways)[0] > 0.5
     new, held = found.prior_logvar[:, 1::2].mean(), found.prior_logvar[:, 2::2].mean()
-    assert new > held + 1                                       # the prior knows when a new action begins
+    assert new > held + 1
 
 
 def test_the_future_of_28_frames_is_of_the_same_weights_and_draws_the_same_samples():

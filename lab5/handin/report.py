@@ -106,7 +106,7 @@ def demo() -> str:
     return f"\n{scores.table()}\n\nnow: {describe(lab, scores)}\nrecorded: {describe(lab, recorded)}"
 
 
-def summary(lab: Run) -> str:
-    """What was scored, the grade, and where everything is."""
-    scores = lab.evaluation()
+def summary(lab: Run, **other: int) -> str:
+    """What was scored, the grade, and where everything is; `other` are `Run.evaluation`'s."""
+    scores = lab.evaluation(**other)
     return f"\n{scores.table()}\n\n{describe(lab, scores)}\nall files: {lab.folder}"

@@ -10,8 +10,7 @@ import torch
 from lab5.data import Pack, evaluation_loader, to_video
 from lab5.evaluation import autocast, choose_precision, infer, predict, prior_noise
 from lab5.latents import gaussian_kl
-from lab5.model import CVAE
-from lab5.model import gaussians as posterior_and_prior
+from lab5.model import CVAE, posterior_and_prior
 
 ACTIVE = 0.01                                   # of the variance of a unit's mean over the data (Burda et al. 2016)
 RIDGE = 1e-3                                    # of the regression, in units of the inputs' variance
