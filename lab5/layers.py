@@ -36,10 +36,9 @@ class ConditionalConvolution(nn.Module):
             nn.init.zeros_(weight)
         nn.init.constant_(self.scale.bias, math.log(math.e - 1))        # where softplus is 1
 
-    def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """features (N, channels, H, W), condition (N, n_condition) -> (N, channels, H, W)."""
-        scale, shift = F.softplus(self.scale(condition)), self.shift(condition)
-        return features * scale[:, :, None, None] + shift[:, :, None, None]
+    def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """condition (N, n_condition) -> scale and shift of the convolution's channels, (N, channels) each."""
+        return F.softplus(self.scale(condition)), self.shift(condition)
 
 
 class NormAct(nn.Module):
@@ -51,9 +50,15 @@ class NormAct(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        if self.conditional is not None:
-            features = self.conditional(features, condition)
-        return F.leaky_relu(self.norm(features), 0.2, inplace=True)
+        norm = self.norm
+        if self.conditional is None:
+            return F.leaky_relu(norm(features), 0.2, inplace=True)
+        scale, shift = self.conditional(condition)
+        if not norm.training:                   # then the norm is an affine map too, and the two are computed as one
+            factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            scale, shift = scale * factor, (shift - norm.running_mean) * factor + norm.bias
+        features = features * scale.to(features)[:, :, None, None] + shift.to(features)[:, :, None, None]
+        return F.leaky_relu(norm(features) if norm.training else features, 0.2, inplace=True)
 
 
 class ConvBlock(nn.Module):

@@ -6,15 +6,13 @@ Each computes its share of every batch; the first one, of rank 0, writes and rep
 from __future__ import annotations
 
 import os
-import pickle
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from datetime import timedelta
-from importlib import import_module
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -68,52 +66,42 @@ def largest(number: int, device: torch.device) -> int:
 
 
 @contextmanager
-def companions(size: int, target: str, *arguments: Any) -> Iterator[None]:
-    """Join `size` processes of one thread each: this one, and others that call `target`, "module:function".
+def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
+    """Join `size` processes of one thread each: this one, and others that call `task(*arguments)`.
 
     The others end with this process, however it ends. Raises RuntimeError where one of them was killed.
     """
     threads = torch.get_num_threads()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-    others = [_start(target, (number, size, store.port, arguments)) for number in range(1, size)]
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", store=store, rank=0, world_size=size, timeout=PATIENCE)
-        yield
-    except RuntimeError as error:
-        time.sleep(1)                                           # until a process that was killed is known to be
-        if not any(other.poll() for other in others):
-            raise
-        raise RuntimeError(f"one of {size} training processes was killed, perhaps because memory ran out. The same "
-                           "command resumes from the last checkpoint; with --set processes=1 it needs less") from error
-    finally:
-        torch.set_num_threads(threads)
-        for other in others:
-            with suppress(OSError):
-                other.stdin.close()                             # which ends it, unless it has finished
-            other.wait()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with ProcessPoolExecutor(size - 1, get_context("spawn"), _begin, (os.getpid(),)) as pool:
+        others = [pool.submit(_join_and_call, number, size, store.port, task, arguments) for number in range(1, size)]
+        try:
+            _join(store, 0, size)
+            yield
+        except RuntimeError as error:
+            ended = wait(others, timeout=5).done                # a killed one is not known to be at once
+            if not any(isinstance(other.exception(), BrokenProcessPool) for other in ended):
+                raise
+            raise RuntimeError(f"one of {size} training processes was killed, perhaps because memory ran out. The same "
+                               "command resumes from the last checkpoint; with --set processes=1 it needs less"
+                               ) from error
+        finally:
+            torch.set_num_threads(threads)
+            if dist.is_initialized():
+                dist.destroy_process_group()                    # which ends the others, where they still wait
 
 
-def _start(target: str, message: tuple) -> subprocess.Popen:
-    """Start a process that reads `message` and runs `target` for as long as its standard input is open."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"from lab5.processes import run_companion; run_companion({target!r})"],
-        stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        start_new_session=True)                                 # the terminal's Ctrl-C reaches the first one alone
-    pickle.dump(message, process.stdin)
-    process.stdin.flush()
-    return process
+def _begin(parent: int) -> None:
+    os.setsid()                                                 # the terminal's Ctrl-C reaches the first one alone
+    end_with(parent)
 
 
-def run_companion(target: str) -> None:
-    """What a process of `companions` does: join the others and call the target."""
-    number, size, port, arguments = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+def _join(store: dist.Store, number: int, size: int) -> None:
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, size, is_master=False)
     dist.init_process_group("gloo", store=store, rank=number, world_size=size, timeout=PATIENCE)
-    module, _, name = target.partition(":")
-    getattr(import_module(module), name)(*arguments)
+
+
+def _join_and_call(number: int, size: int, port: int, task: Callable, arguments: tuple) -> None:
+    _join(dist.TCPStore("127.0.0.1", port, size, is_master=False), number, size)
+    task(*arguments)

@@ -82,7 +82,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
         alone = config.processes < 2 or dist.is_initialized()
         try:
             with nullcontext() if alone else processes.companions(
-                    config.processes, "lab5.training:_companion", config, train_pack, validate_pack, run):
+                    config.processes, _companion, config, train_pack, validate_pack, run):
                 return _train(config, train_pack, validate_pack, run, progress and first, on_epoch if first else None)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):

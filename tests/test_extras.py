@@ -13,7 +13,7 @@ from lab5 import checkpoint
 from lab5.config import preset
 from lab5.evaluation import predict
 from lab5.latents import FixedPrior, LatentMap, gaussian_kl
-from lab5.layers import Aligner, ConditionalConvolution, warp
+from lab5.layers import Aligner, ConditionalConvolution, NormAct, warp
 from lab5.model import CVAE, ElboTerms, negative_elbo
 
 EXTRAS = ("learned_prior", "conditional_convolution", "hierarchical", "aligned")
@@ -26,23 +26,30 @@ ALL = dict.fromkeys(EXTRAS, True)
 # ---- conditional convolution ----
 
 def test_conditional_is_the_papers_formula_channel_by_channel():
-    """softplus(u_k . c) * conv_k(x) + v_k . c, written out."""
+    """softplus(u_k . c) * conv_k(x) + v_k . c, written out, then the norm: frozen, where both are one map, or not."""
     torch.manual_seed(0)
-    conditional = ConditionalConvolution(5, 3)
+    block = NormAct(3, 5).double()
+    conditional = block.conditional
     for parameter in conditional.parameters():
         torch.nn.init.normal_(parameter).requires_grad_(False)
-    features, condition = torch.randn(4, 3, 6, 6), torch.randn(4, 5)
-    result = conditional(features, condition)
+    features, condition = torch.randn(4, 3, 6, 6).double(), torch.randn(4, 5).double()
+    block.eval()
+    block.norm.running_mean.normal_()
+    block.norm.running_var.uniform_(0.5, 2)
+    result, expected = block(features, condition), torch.empty_like(features)
     for n in range(4):
         for k in range(3):
             u, v = conditional.scale.weight[k], conditional.shift.weight[k]
             scale = math.log1p(math.exp(float(u @ condition[n] + conditional.scale.bias[k])))
-            assert torch.allclose(result[n, k], scale * features[n, k] + float(v @ condition[n]), atol=1e-5)
+            expected[n, k] = scale * features[n, k] + float(v @ condition[n])
+    assert torch.allclose(result, F.leaky_relu(block.norm(expected), 0.2), atol=1e-9)
+    block.train()                               # with the batch's statistics, and the same map before them
+    assert torch.allclose(block(features, condition), F.leaky_relu(block.norm(expected), 0.2), atol=1e-9)
 
 
 def test_conditional_starts_as_the_identity():
-    features, condition = torch.randn(4, 3, 6, 6), torch.randn(4, 5)
-    assert torch.allclose(ConditionalConvolution(5, 3)(features, condition), features, atol=1e-6)
+    scale, shift = ConditionalConvolution(5, 3)(torch.randn(4, 5))
+    assert torch.allclose(scale, torch.ones(4, 3), atol=1e-6) and torch.equal(shift, torch.zeros(4, 3))
 
 
 # ---- aligned skips ----
