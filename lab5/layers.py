@@ -7,6 +7,7 @@ of one frame.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from lab5.latents import LatentMap, full_precision
 
 Maps = list[torch.Tensor]                       # feature maps of frames, at several resolutions
+Affine = list[tuple[torch.Tensor, torch.Tensor]]    # scale and shift of each conditional convolution, (T, B, channels)
 MAP_SIZES = (8, 16)                             # pixels a side of the latent maps, in the decoder's order
 
 convolution = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
@@ -37,7 +39,7 @@ class ConditionalConvolution(nn.Module):
         nn.init.constant_(self.scale.bias, math.log(math.e - 1))        # where softplus is 1
 
     def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """condition (N, n_condition) -> scale and shift of the convolution's channels, (N, channels) each."""
+        """condition (..., n_condition) -> scale and shift of the convolution's channels, (..., channels) each."""
         return F.softplus(self.scale(condition)), self.shift(condition)
 
 
@@ -49,16 +51,33 @@ class NormAct(nn.Module):
         self.conditional = ConditionalConvolution(n_condition, channels) if n_condition else None
         self.norm = nn.BatchNorm2d(channels)
 
-    def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        norm = self.norm
-        if self.conditional is None:
-            return F.leaky_relu(norm(features), 0.2, inplace=True)
+    def affine(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """condition (..., n_condition) -> scale and shift (..., channels).
+
+        A norm that uses its running averages is an affine map as well, and the two are made one.
+        """
         scale, shift = self.conditional(condition)
-        if not norm.training:                   # then the norm is an affine map too, and the two are computed as one
-            factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            scale, shift = scale * factor, (shift - norm.running_mean) * factor + norm.bias
-        features = features * scale.to(features)[:, :, None, None] + shift.to(features)[:, :, None, None]
-        return F.leaky_relu(norm(features) if norm.training else features, 0.2, inplace=True)
+        if self.norm.training:
+            return scale, shift
+        factor = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
+        return scale * factor, (shift - self.norm.running_mean) * factor + self.norm.bias
+
+    def forward(self, features: torch.Tensor, affine: Iterator) -> torch.Tensor:
+        """features (N, channels, H, W); `affine` gives the scale and shift of each layer in turn, (T, B, channels)."""
+        if self.conditional is not None:
+            scale, shift = (value.flatten(0, 1)[:, :, None, None].to(features) for value in next(affine))
+            features = features * scale + shift
+        if self.conditional is None or self.norm.training:
+            features = self.norm(features)
+        return F.leaky_relu(features, 0.2, inplace=True)
+
+
+def affine_maps(network: nn.Module, condition: torch.Tensor) -> Affine:
+    """What conditions (T, B, n) make of each conditional convolution of an encoder or decoder, in their order.
+
+    Independent of frames and predictions, so all steps are computed at once.
+    """
+    return [part.affine(condition) for part in network.modules() if isinstance(part, NormAct) and part.conditional]
 
 
 class ConvBlock(nn.Module):
@@ -69,9 +88,9 @@ class ConvBlock(nn.Module):
         self.convolutions = nn.ModuleList(convolution(n_in, n_out) for n_in, n_out in pairwise(channels))
         self.activations = nn.ModuleList(NormAct(n_out, n_condition) for n_out in channels[1:])
 
-    def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, affine: Iterator) -> torch.Tensor:
         for convolve, activate in zip(self.convolutions, self.activations, strict=True):
-            features = activate(convolve(features), condition)
+            features = activate(convolve(features), affine)
         return features
 
 
@@ -88,10 +107,10 @@ class Encoder(nn.Module):
             (4 * w, 8 * w, 8 * w, 8 * w)))                      # 8x8
         self.to_vector = nn.Sequential(nn.Conv2d(8 * w, g_dim, 4, bias=False), nn.BatchNorm2d(g_dim), nn.Tanh())
 
-    def forward(self, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, Maps]:
-        skips, features = [], frames
+    def forward(self, frames: torch.Tensor, affine: Affine) -> tuple[torch.Tensor, Maps]:
+        skips, features, affine = [], frames, iter(affine)
         for block in self.blocks:
-            skips.append(block(features, condition))
+            skips.append(block(features, affine))
             features = F.max_pool2d(skips[-1], 2)
         return self.to_vector(features).flatten(1), skips       # (N, g_dim), 4 maps
 
@@ -144,15 +163,15 @@ class DecoderBlock(nn.Module):
         self.latent = LatentMap(channels[0], n_skip, z_channels) if z_channels else None
         self.convolutions = ConvBlock(*channels, n_condition=n_condition)
 
-    def fuse_skip(self, above: torch.Tensor, skip: torch.Tensor, condition: torch.Tensor, flow: torch.Tensor | None,
-              ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def fuse_skip(self, above: torch.Tensor, skip: torch.Tensor, affine: Iterator, flow: torch.Tensor | None,
+                  ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """above (T*B, n_above, H/2, W/2), convolved skip (T or 1, B, C, H, W) -> (T*B, C, H, W), and the flow."""
         above = self.from_above(F.interpolate(above, scale_factor=2, mode="nearest"))
         steps = above.unflatten(0, (-1, skip.shape[1]))                         # (T, B, C, H, W)
         if self.aligner is not None:
             moved, flow = self.aligner(above, skip.expand_as(steps).flatten(0, 1), flow)
-            return self.activation(above + moved, condition), flow
-        return self.activation((steps + skip).flatten(0, 1), condition), None
+            return self.activation(above + moved, affine), flow
+        return self.activation((steps + skip).flatten(0, 1), affine), None
 
 
 class Decoder(nn.Module):
@@ -180,26 +199,25 @@ class Decoder(nn.Module):
         return [block.from_skip(skip.flatten(0, 1)).unflatten(0, skip.shape[:2])
                 for block, skip in zip(self.blocks, reversed(maps), strict=True)]
 
-    def forward(self, g: torch.Tensor, skips: Maps, condition: torch.Tensor, noise: Maps,
+    def forward(self, g: torch.Tensor, skips: Maps, affine: Affine, noise: Maps,
                 target_maps: Maps | None = None) -> tuple[torch.Tensor, Maps]:
         """Decode consecutive steps: frames (T*B, 3, 64, 64), and the KL of each latent map, (T*B, z_channels) nats.
 
         Args:
             g: (T, B, g_dim).
             skips: four maps (T or 1, B, C, H, W) from `convolve_skips`; those of one frame serve all steps.
-            condition: (T, B, c).
+            affine: `affine_maps` of these steps.
             noise: (T*B, z_channels, H, W) for each latent map, from 8x8 up.
             target_maps: the encoder's maps (T*B, ...) of the frames to predict, from 64x64 down; with them the latent
                 maps come from the posterior, without them from the prior.
         """
-        condition = condition.flatten(0, 1)
-        features = self.activation(self.from_vector(g.flatten(0, 1)[:, :, None, None]), condition)   # (T*B, 8 w, 4, 4)
-        kl, flow = [], None
+        kl, flow, affine = [], None, iter(affine)
+        features = self.activation(self.from_vector(g.flatten(0, 1)[:, :, None, None]), affine)     # (T*B, 8 w, 4, 4)
         for index, (block, skip) in enumerate(zip(self.blocks, skips, strict=True)):
-            features, flow = block.fuse_skip(features, skip, condition, flow)
+            features, flow = block.fuse_skip(features, skip, affine, flow)
             if block.latent is not None:
                 target = target_maps[-1 - index] if target_maps else None
                 features, divergence = block.latent(features, noise[index], target)
                 kl.append(divergence)
-            features = block.convolutions(features, condition)
+            features = block.convolutions(features, affine)
         return torch.sigmoid(self.to_pixels(features)), kl

@@ -20,7 +20,7 @@ from torch import nn
 
 from lab5.config import Config
 from lab5.latents import FixedPrior, FramePredictor, GaussianLSTM, gaussian_kl, reparameterize
-from lab5.layers import MAP_SIZES, Decoder, Encoder, Maps
+from lab5.layers import MAP_SIZES, Affine, Decoder, Encoder, Maps, affine_maps
 
 Segment = tuple[int, int, bool]                 # steps start .. stop-1, and whether their previous frames are known
 
@@ -72,6 +72,10 @@ def _skips_of(skips: Maps, start: int, stop: int) -> Maps:
     if stop <= last:
         return [skip[start:stop] for skip in skips]
     return [torch.cat([skip[start:last], skip[last:].expand(stop - last, *skip.shape[1:])]) for skip in skips]
+
+
+def _part(affine: Affine, start: int, stop: int) -> Affine:
+    return [(scale[start:stop], shift[start:stop]) for scale, shift in affine]
 
 
 class CVAE(nn.Module):
@@ -158,14 +162,16 @@ class CVAE(nn.Module):
         else the prior's. Returns the frames (T-1 - first, B, C, H, W) and the KL of each level (T-1 - first, B, units).
         """
         condition = (condition[..., :self.condition_dim] - self.condition_mean) / self.condition_std
-        all_h, all_maps = self._encode(frames, condition[:len(frames)])
         all_c = self._embed(condition)
+        encoder_maps, decoder_maps = affine_maps(self.encoder, condition), affine_maps(self.decoder, all_c)
+        all_h, all_maps = self._encode(frames, _part(encoder_maps, 0, len(frames)))
         *posterior, _ = self.posterior(torch.cat([all_h[1:n_posterior], all_c[:n_posterior - 1]], dim=-1))
         with_skips = {"latest": len(frames), "context": self.config.n_past, "early": self.config.n_past - 1}
         all_skips = self.decoder.convolve_skips([level[:with_skips[self.config.skip]] for level in all_maps])
         predictions, kl, state, prior_state = [], [], None, None
         for start, stop, known in segments:
-            h, maps = (all_h[start:stop], None) if known else self._encode(predictions[-1][-1:], condition[start:stop])
+            h, maps = (all_h[start:stop], None) if known else self._encode(
+                predictions[-1][-1:], _part(encoder_maps, start, stop))
             newest = maps and self.config.skip == "latest"
             skips = self.decoder.convolve_skips(maps) if newest else _skips_of(all_skips, start, stop)
             c = all_c[start:stop]
@@ -179,15 +185,15 @@ class CVAE(nn.Module):
             if stop <= first:
                 continue
             target = [level[start + 1:stop + 1].flatten(0, 1) for level in all_maps] if has_posterior else None
-            decoded, levels = self.decoder(g, skips, c, map_noise, target)
+            decoded, levels = self.decoder(g, skips, _part(decoder_maps, start, stop), map_noise, target)
             predictions.append(decoded.unflatten(0, g.shape[:2]))
             kl.append([gaussian_kl(*q, *prior), *(level.unflatten(0, g.shape[:2]) for level in levels)])
         return torch.cat(predictions), [torch.cat(level) for level in zip(*kl, strict=True)]
 
-    def _encode(self, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, Maps]:
-        """frames (T', B, C, H, W) and their own normalised conditions (T', B, D) -> h (T', B, g), maps (T', B, ...)."""
+    def _encode(self, frames: torch.Tensor, affine: Affine) -> tuple[torch.Tensor, Maps]:
+        """frames (T', B, C, H, W) and the `affine_maps` of their conditions -> h (T', B, g), maps (T', B, ...)."""
         T, B = frames.shape[:2]
-        h, maps = self.encoder(frames.flatten(0, 1), condition.flatten(0, 1))
+        h, maps = self.encoder(frames.flatten(0, 1), affine)
         return h.unflatten(0, (T, B)), [level.unflatten(0, (T, B)) for level in maps]
 
     def _split(self, noise: torch.Tensor) -> tuple[torch.Tensor, Maps]:
@@ -209,7 +215,7 @@ class CVAE(nn.Module):
 def posterior_and_prior(model: CVAE, frames: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Posterior and prior of z(t), all frames (T, B, C, H, W) known: mu, logvar, mu, logvar, (T-1, B, z_dim) each."""
     condition = (condition[..., :model.condition_dim] - model.condition_mean) / model.condition_std
-    h, c = model._encode(frames, condition)[0], model._embed(condition)
+    h, c = model._encode(frames, affine_maps(model.encoder, condition))[0], model._embed(condition)
     *posterior, _ = model.posterior(torch.cat([h[1:], c], dim=-1))
     *prior, _ = model.prior(torch.cat([h[:-1], c], dim=-1))
     return *posterior, *prior
