@@ -19,7 +19,7 @@ SPLITS = {"train": ["train/traj_0_to_3", "train/traj_10_to_11"], "validate": ["t
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(bair, "LENGTH", LENGTH)
-    monkeypatch.setattr(bair, "VALIDATE", "traj_256_to_258.tfrecords")
+    monkeypatch.setattr(bair, "VALIDATE", "train/traj_256_to_258.tfrecords")
 
 
 # ---- an independent writer, from the format's description; TensorFlow's own files were read the same ----
@@ -100,7 +100,7 @@ def test_check_names_what_changed_since_records_were_packed(berkeley, tmp_path):
 
 def test_berkeleys_own_sequences_have_thirty_frames(tmp_path, monkeypatch):
     monkeypatch.undo()
-    assert bair.VALIDATE == "traj_256_to_511.tfrecords"
+    assert bair.VALIDATE == "train/traj_256_to_511.tfrecords"
     write(tmp_path, {"test/traj_0_to_0": 1}, length=30)
     assert open_or_pack(tmp_path, "test", progress=False).frames.shape == (1, 30, 64, 64, 3)
     for packing in (pack_tree, lambda root: open_or_pack(root, "train")):
