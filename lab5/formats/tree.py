@@ -223,11 +223,9 @@ def _check_split(root: Path, split: str, problems: list[str], progress: bool) ->
         reads, T, D = source = _source(root, split)
         N = len(reads)
         for name, sequence in zip(reads, _read_ahead(source, f"checking {split}", progress), strict=True):
-            try:
-                arrays = sequence.result()
-                if packed and not all(map(np.array_equal, arrays, packed.get(name, ((), ())))):
-                    problems.append(f"{folder}: {name} was changed or added since. {stale}")
-            except DataError as error:
+            if error := sequence.exception():
                 problems.append(str(error))
+            elif packed and not all(map(np.array_equal, sequence.result(), packed.get(name, ((), ())))):
+                problems.append(f"{folder}: {name} was changed or added since. {stale}")
         problems += [f"{folder}: holds {name}, which is gone. {stale}" for name in packed.keys() - reads.keys()]
     return f"{N:,} sequences of {T} frames, {'with' if D else 'without'} actions and positions{note}"
