@@ -41,8 +41,10 @@ def begin(code, *arguments):
 KILLS = """
 import json, os, random, signal, sys, time
 from pathlib import Path
+from tqdm import tqdm
 from lab5 import cli, training
 
+tqdm.monitor_interval = 0                                       # its thread may hold a lock that a fork would keep
 folder, saving, command = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
 training.SAVE_EVERY, chance, kills, epochs, runs = saving, random.Random(saving), 0, [], 0
 begun = time.monotonic()
