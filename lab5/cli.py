@@ -7,7 +7,6 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -44,15 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data_commands(command: Callable) -> None:
+def _add_data_commands(command) -> None:
     add = command(_simulate, "write a simulated robot-pushing set in the lab's layout")
     add("root", type=Path, help="folder that gets processed_data")
     for split, count in (("train", 576), ("validate", 32), ("test", 64)):
-        add(f"--{split}", type=int, default=count, help=f"sequences (default: {count})")
-    add("--length", type=int, default=30, help="frames of a sequence (default: 30)")
-    add("--seed", type=_number, default=1)
-    add("--workers", type=partial(_number, least=1), help="processes (default: one per core); no frame depends on it")
-
+        add(f"--{split}", type=_number, default=count, help=f"sequences (default: {count})")
     command(_pack, "pack a data set, or Berkeley's TFRecords, into memory maps for fast reading")(
         "root", type=Path, help="folder that holds processed_data, or Berkeley's softmotion30_44k")
     command(_check, "count the sequences and name every problem of a data set and of its packs")("root", type=Path)
@@ -68,32 +63,31 @@ def _add_data_commands(command: Callable) -> None:
         "frame, of the one before it (i < n_past; default), or of the newest frame (default with last_frame_skip)")
 
 
-def _add_run_commands(command: Callable) -> None:
-    run = argparse.ArgumentParser(add_help=False)
+def _add_run_commands(command) -> None:
+    data, run = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
+    data.add_argument("--data", default="", type=_absolute, help="data set's folder (default: the simulated robot)")
     run.add_argument("--preset", choices=PRESETS, default="quick")
     run.add_argument("--run", default="", type=_absolute, help="run folder (default: runs/PRESET in the project)")
-    run.add_argument("--data", default="", type=_absolute, help="data set's folder (default: the simulated robot)")
 
-    add = command(_train, "train, or resume the run in the folder (several processes: torchrun -m -- lab5.cli)", run)
+    add = command(_train, "train, or resume the run in the folder (several processes: torchrun -m -- lab5.cli)", run,
+                  data)
     add("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[], type=_setting,
         help="change a setting of the preset, e.g. --set lr=0.001 (repeatable)")
-    add = command(_evaluate, "score a run's best weights on the test split", run)
+    add = command(_evaluate, "score a run's best weights on the test split", run, data)
     add("--future", type=partial(_number, least=1), help="frames to predict (default: as trained), e.g. 28")
     add("--best-of", type=partial(_number, least=2), help="samples of each sequence (default: as configured), e.g. 100")
     command(_demo, "score the weights that come with the workbook on the simulated robot's test split")
 
-    add = command(_sweep, "compare settings, one change at a time, under equal budgets", run)
+    add = command(_sweep, "compare settings, one change at a time, under equal budgets", run, data)
     add("choices", choices=("extras", "schedules"), help="which of notebook 08's comparisons")
     add("--seeds", type=partial(_number, least=1), default=3, help="runs of each option (default: 3)")
     add("--share", type=float, default=0.5, help="length of a run, as a share of the preset's (default: 0.5)")
 
-    add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run)
+    add = command(_report, "run every notebook, export every figure, make the PDF, print the grade", run, data)
     add("--only", nargs="+", metavar="NN", help="only these notebooks, e.g. --only 05 06")
     add("--pdf", action="store_true", help="only make the PDF again, and list what a grader would miss")
-    command(_submit, "zip what is handed in: report, source, notebooks, figures, weights", run)
-    add = command(_grade, "score each zip of a folder of them, and write grades.csv into it")
-    add("folder", type=Path, metavar="FOLDER")
-    add("--data", default="", type=_absolute, help="data set's folder (default: the simulated robot)")
+    command(_submit, "zip what is handed in: report, source, notebooks, figures, weights", run, data)
+    command(_grade, "score each zip of a folder of them, and write grades.csv into it", data)("folder", type=Path)
 
 
 def _number(text: str, least: int = 0) -> int:
@@ -114,19 +108,17 @@ def _absolute(path: str) -> str:
     return str(Path(path).absolute()) if path and not path.startswith("~") else path  # `open_run` expands ~
 
 
-def _open(options: argparse.Namespace, run: str = ""):
-    """The run of --preset, --run and --data; `run` instead of --run where given."""
+def _open(options: argparse.Namespace):
     from lab5.workbook.run import open_run
 
-    return open_run(options.preset, run or options.run, options.data)
+    return open_run(options.preset, options.run, options.data)
 
 
 def _simulate(options: argparse.Namespace) -> None:
     from lab5.robot.simulator import simulate
 
-    simulate(options.root, options.train, options.validate, options.test, options.length, options.seed, options.workers)
-    print(f"{options.train} / {options.validate} / {options.test} sequences of {options.length} frames "
-          f"in {options.root / 'processed_data'}")
+    simulate(options.root, options.train, options.validate, options.test)
+    print(f"{options.train} / {options.validate} / {options.test} sequences in {options.root / 'processed_data'}")
 
 
 def _pack(options: argparse.Namespace) -> None:
@@ -142,6 +134,21 @@ def _check(options: argparse.Namespace) -> int:
     lines, problems = check(options.root)
     print(*problems, *lines, f"{len(problems)} problems", sep="\n")
     return bool(problems)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from lab5 import checkpoint
+    from lab5.formats.template import convert
+
+    source = options.checkpoint
+    run = options.run or source.with_name(f"{source.stem}_lab5")
+    if run.exists() and any(run.iterdir()):
+        raise ValueError(f"{run}: is not empty; choose another folder for the converted weights")
+    model = convert(source, options.condition, options.order, options.skip)
+    checkpoint.save(run / "best.safetensors", model, epoch=0)
+    print(f"{model.config.n_past} context frames, {model.config.n_future} predicted; condition "
+          f"{model.config.condition}, skips {model.config.skip}\n"
+          f"lab5 evaluate --run {run.resolve()} --data FOLDER scores it")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -169,17 +176,6 @@ def _demo(options: argparse.Namespace) -> None:
     print(demo())
 
 
-def _convert(options: argparse.Namespace) -> None:
-    from lab5.formats.template import convert, save
-
-    source = options.checkpoint
-    model = convert(source, options.condition, options.order, options.skip)
-    run, config = options.run or source.with_name(f"{source.stem}_lab5"), model.config
-    save(model, run)
-    print(f"{config.n_past} context frames, {config.n_future} predicted; condition {config.condition}, skips "
-          f"{config.skip}\nlab5 evaluate --run {run.resolve()} --data FOLDER scores it")
-
-
 def _sweep(options: argparse.Namespace) -> None:
     from lab5.workbook import sweep
 
@@ -192,40 +188,31 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from lab5.handin.pdf import try_words
-    from lab5.handin.report import find_notebooks, run_report, summary
+    from lab5.handin.report import build_pdf, find_notebooks, run_report, summary
     from lab5.handin.words import Details, read_words
 
     details = Details.load()                                    # an error is told before anything is computed
     try_words(details, read_words(details, find_notebooks()), Path(options.data).name)
-    if options.pdf:
-        return _make_pdf(_open(options), details)
-    lab = run_report(options.preset, options.run, options.data, options.only)
-    if options.only:
+    lab = _open(options) if options.pdf else run_report(options.preset, options.run, options.data, options.only)
+    if options.only and not options.pdf:
         print(f"executed notebooks: {lab.folder / 'notebooks'}")
         return 0
-    _make_pdf(lab, details)
-    print(summary(lab))
-    return 0
-
-
-def _make_pdf(lab, details) -> int:
-    """Make the PDF and print the rubric; returns 1 where something is missing."""
-    from lab5.handin.report import build_pdf
-
     text, complete = build_pdf(lab, details)
-    print(text)
-    return not complete
+    print(text if options.pdf else f"{text}\n{summary(lab)}")
+    return options.pdf and not complete
 
 
 def _submit(options: argparse.Namespace) -> int:
+    from lab5.handin.report import build_pdf
     from lab5.handin.submit import submit
     from lab5.handin.words import Details
 
     lab, details = _open(options), Details.load()
-    status = _make_pdf(lab, details)
+    text, complete = build_pdf(lab, details)
+    print(text)
     path = submit(lab, details, Path())
     print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB), read back")
-    return status
+    return not complete
 
 
 def _grade(options: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import hashlib
 import os
 import sys
@@ -25,7 +24,6 @@ from filelock import FileLock
 SPLITS = ("train", "validate", "test")          # of a data set
 TABLES = {"actions.csv": 4, "endeffector_positions.csv": 3}     # columns of each; side by side they are a condition
 SIMULATION = "simulation.json"                  # in processed_data, written by the simulator
-NO_LOCKS = errno.ENOLCK, errno.EOPNOTSUPP       # of some network drives
 
 
 class DataError(ValueError):
@@ -55,11 +53,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def lock(path: Path, timeout: float = -1) -> AbstractContextManager:
-    """A lock that is held, and that a killed process releases. Where the file system has none, a warning and none."""
+    """A lock that is held, and that a killed process releases. Where the drive knows no locks, a warning and none."""
     try:
         return FileLock(path, timeout=timeout).acquire()
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
             raise
         print(f"{path.parent}: this file system has no locks ({error.strerror}), so nothing keeps a second process "
               "from working here at the same time: start only one", file=sys.stderr)
@@ -97,11 +95,8 @@ def cores() -> int:
 def each(task: Callable, items: Sequence, workers: int | None = None, begin: Callable | None = None) -> Iterator:
     """Apply `task` to every item in several processes, which end when this one does; yields the results in order.
 
-    Args:
-        workers: number of processes; None: one per core; 1: this process alone.
-        begin: called first in every process that is started.
-    Raises:
-        RuntimeError: a process was killed. An exception of the task is raised unchanged.
+    `workers` is the number of processes (None: one per core; 1: this one alone); `begin` is called first in each that
+    is started. Raises RuntimeError where one was killed, and what the task raises.
     """
     workers = min(workers or cores(), len(items))
     if workers < 2:
@@ -131,7 +126,6 @@ def end_with(parent: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-@functools.cache
 def tune_malloc() -> None:
     """Let the C library (glibc) keep freed memory for the next batch, instead of returning it to the system.
 

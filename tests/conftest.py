@@ -60,6 +60,12 @@ def wait_until(true, process):
         time.sleep(0.01)
 
 
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file that is no lock and not hidden, by its path."""
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*"))
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)}
+
+
 def weights(run: Path) -> bytes:
     """The bytes of the run's last weights and optimizer state."""
     tensors = load_file(run / "last.safetensors")

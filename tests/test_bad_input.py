@@ -81,16 +81,14 @@ def sound_scores(folder):
 
 
 KINDS = {                                       # a sound input, its reader, and what every message names
-    "pack": (sound_pack, lambda packed: open_pack(packed.parent.parent, "test"), "packed/test"),
-    "config": (sound_config, Config.load, "config.json"),
-    "run": (sound_run, lambda given: open_run(**given).pack("train"), ""),
-    "history": (sound_history, lambda path: read_history(path.parent), "history.jsonl"),
-    "weights": (sound_weights, checkpoint.load_model, "best.safetensors"),
-    "checkpoint": (sound_checkpoint, lambda path: checkpoint.restore(path, *trained()), "last.safetensors"),
-    "scores": (sound_scores, lambda path: Evaluation.load(path.parent), "scores.json"),
+    "pack": (sound_pack, lambda packed: open_pack(packed.parent.parent, "test"), ("packed/test", "regenerates it")),
+    "config": (sound_config, Config.load, ("config.json", "choose another run folder")),
+    "run": (sound_run, lambda given: open_run(**given).pack("train"), ()),
+    "history": (sound_history, lambda path: read_history(path.parent), ("history.jsonl", "Restore the file")),
+    "weights": (sound_weights, checkpoint.load_model, ("best.safetensors", "Delete it")),
+    "checkpoint": (sound_checkpoint, lambda path: checkpoint.restore(path, *trained()), ("last.safetensors",)),
+    "scores": (sound_scores, lambda path: Evaluation.load(path.parent), ("scores.json", "evaluate again")),
 }
-WAYS_OUT = {"pack": "regenerates it", "config": "choose another run folder", "run": "", "history": "Restore the file",
-            "weights": "Delete it", "checkpoint": "", "scores": "evaluate again"}
 
 
 # ---- ways to damage them ----
@@ -150,25 +148,18 @@ def says(**words):
     return forged(lambda tensors, metadata: metadata.update(words))
 
 
-def without(name):
-    return forged(lambda tensors, metadata: tensors.pop(name))
-
-
 MEAN, PIXELS = "model.condition_mean", "model.decoder.to_pixels.bias"
 ROWS = [                                        # kind, damage, words of the message
-    ("pack", lambda packed: (packed / "pack.json").unlink(), "FileNotFoundError"),
     ("pack", lambda packed: (packed / "frames.npy").unlink(), "FileNotFoundError"),
     ("pack", lambda packed: text(DEEP)(packed / "pack.json"), "RecursionError"),
     ("pack", lambda packed: settings(names=["0"])(packed / "pack.json"), "expected ((1, 5, 64, 64, 3), (1, 5))"),
     ("pack", lambda packed: content(lambda found: found[:-1])(packed / "frames.npy"), "ValueError"),
-    ("pack", lambda packed: np.save(packed / "frames.npy", np.array([{}])), "ValueError"),
 
-    ("config", text(""), "Invalid JSON"), ("config", text("[1]"), "an object"), ("config", text(DEEP), "recursion"),
+    ("config", text("[1]"), "an object"), ("config", text(DEEP), "recursion"),
     ("config", content(lambda found: found[:90]), "column"), ("config", content(lambda found: b"\xff" + found), "xff"),
     ("config", settings(batchsize=1), "batchsize\n  Extra inputs are not permitted"),
     ("config", settings(epochs="many"), "epochs\n  Input should be a valid integer"),
     ("config", settings(condition=["both"]), "condition\n  Input should be 'previous', 'target', 'both'"),
-    ("config", settings(batch_size=1), "batch_size\n  Input should be greater than or equal to 2"),
     ("config", settings(lr=NAN), "lr\n  Input should be a finite number"),
     ("config", settings(width=10**30), "width\n"), ("config", settings(seed=2**70), "input_value=1180591"),
 
@@ -179,8 +170,6 @@ ROWS = [                                        # kind, damage, words of the mes
     ("run", parameters(sequence=1.5), "sequence = 1.5: Input"),
     ("run", parameters(sequence="abc"), "sequence = 'abc': Input"),
     ("run", parameters(steps=3), "steps = 3: Extra inputs"),
-    ("run", parameters(run="\udca4"), "cannot be used ('utf-8' codec"),
-    ("run", parameters(data="~nobody-here/x"), "Set HOME"),
     ("run", lambda given: given["run"].touch(), "is a file; name a folder"),
     ("run", lambda given: given.update(data=given["data"] / "there"), "there is no such folder"),
     ("run", parameters(data=2026), "2026/processed_data"),
@@ -189,24 +178,19 @@ ROWS = [                                        # kind, damage, words of the mes
     ("run", run_holds("best.safetensors", "PK"), "best.safetensors: damaged"),
 
     ("history", content(lambda found: found[:-9]), "JSONDecodeError"), ("history", text("7\n"), "TypeError"),
-    ("history", record(kl="low"), "'kl': 'low'"), ("history", record(loss=None), "'loss': None"),
-    ("history", record(psnr=[20.0]), "'psnr': [20.0]"), ("history", record(epoch=3), "line 1 is {'loss': 1"),
+    ("history", record(loss=None), "'loss': None"), ("history", record(psnr=[20.0]), "'psnr': [20.0]"),
     ("history", content(lambda found: found[found.index(b"\n") + 1:]), "line 1 is {'loss': 2"),
     ("history", content(lambda found: b"\xff\xfe" + found), "Error"), ("history", text(DEEP), "RecursionError"),
 
-    ("weights", text(""), "damaged"), ("weights", content(lambda found: found[:-5]), "damaged"),
-    ("weights", content(lambda found: found[:200]), "damaged"),
     ("weights", text("version https://git-lfs.github.com/spec/v1"), "damaged"),
-    ("weights", lambda path: torch.save({"a": torch.zeros(3)}, path), "damaged"),
+    ("weights", content(lambda found: found[:-5]), "damaged"),
     ("weights", content(lambda found: struct.pack("<Q", 2**62) + found[8:]), "damaged"),
     ("weights", lambda path: save_file({MEAN: torch.zeros(7)}, path, {"config": "{}"}), "KeyError: 'facts'"),
-    ("weights", says(facts="[1]"), "not a checkpoint"), ("weights", says(facts="{"), "not a checkpoint"),
-    ("weights", says(config="7"), "an object"), ("weights", says(facts=DEEP), "RecursionError"),
-    ("weights", asks_for(surprise=1), "surprise\n"), ("weights", asks_for(width=10**30), "width\n"),
+    ("weights", says(facts="[1]"), "not a checkpoint"), ("weights", says(config="7"), "an object"),
+    ("weights", says(facts=DEEP), "RecursionError"), ("weights", asks_for(surprise=1), "surprise\n"),
     ("weights", asks_for(rnn_size=4096, g_dim=4096, width=4096, prior_layers=64, learned_prior=True), "does not fit"),
     #                                                           terabytes, which are not allocated
     ("weights", asks_for(predictor_layers=3), 'Missing key(s) in state_dict: "frame_predictor.lstm.weight_ih_l2"'),
-    ("weights", without(PIXELS), 'Missing key(s) in state_dict: "decoder.to_pixels.bias"'),
     ("weights", tensor(MEAN, torch.tensor(1.0)), "size mismatch for condition_mean"),
     ("weights", tensor("model.extra", torch.zeros(2)), 'Unexpected key(s) in state_dict: "extra"'),
     ("weights", tensor(PIXELS, torch.full((3,), NAN)), "model.decoder.to_pixels.bias holds NaN or infinity"),
@@ -214,7 +198,6 @@ ROWS = [                                        # kind, damage, words of the mes
     ("checkpoint", lambda path: path.unlink(), "there is no such checkpoint; notebook 04 or `lab5 train` makes it"),
     ("checkpoint", asks_for(lr=0.5), "lr: 0.001 here, 0.5 there"),
     ("checkpoint", tensor(MEAN, torch.zeros(3)), "size mismatch for condition_mean"),
-    ("checkpoint", content(lambda found: found[:-5]), "damaged"),
 
     ("scores", lambda path: path.write_text('{"names": ["a"], "facts": [1]}'), "not a saved evaluation"),
     ("scores", content(lambda found: found[:-50]), "not a saved evaluation"),
@@ -223,13 +206,13 @@ ROWS = [                                        # kind, damage, words of the mes
 
 @pytest.mark.parametrize("kind, damage, words", ROWS, ids=lambda value: value if isinstance(value, str) else "")
 def test_bad_input_is_refused_by_name_with_its_value_and_a_way_out(kind, damage, words, tmp_path):
-    make, read, where = KINDS[kind]
+    make, read, named = KINDS[kind]
     damage(given := make(tmp_path))
     with pytest.raises(DECLARED) as error:
         read(given)
     message = str(error.value)
     assert type(error.value) in DECLARED
-    assert [part for part in (where, words, WAYS_OUT[kind]) if part not in message] == [], message
+    assert [part for part in (*named, words) if part not in message] == [], message
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -241,17 +224,14 @@ def test_what_is_not_damaged_is_read(kind, tmp_path):
 @pytest.mark.parametrize("command, status, words", [
     ("train --preset slow", 2, "invalid choice: 'slow' (choose from"),
     ("train --preset smoke --set lr=banana", 1, "input_value='banana'"),
-    ("train --preset smoke --set lr=-1", 1, "Input should be greater than 0"),
     ("train --preset smoke --set lr", 1, "input_value=''"),
     ("train --preset smoke --set =1", 1, "Extra inputs are not permitted"),
     ("evaluate --preset smoke --run nowhere", 1, "holds no finished training"),
-    ("simulate set --train -1 --validate 0 --test 0", 1, "-1"), ("simulate set --length 0", 1, "0 frames"),
-    ("simulate set --seed -1", 2, "--seed: '-1' is not a whole number of 0 or more"),
-    ("simulate set --workers 0", 2, "--workers: '0' is not a whole number of 1 or more"),
+    ("simulate set --train -1", 2, "--train: '-1' is not a whole number of 0 or more"),
     ("sweep extras --seeds 0", 2, "--seeds: '0' is not a whole number of 1 or more"),
     ("sweep extras --share long", 2, "--share: invalid float value: 'long'"),
     ("check nowhere", 1, "there is no such folder"), ("pack nowhere", 1, "there is no such folder"),
-    ("convert nowhere.pth", 1, "nowhere.pth: cannot be read as a zip file of torch.save (FileNotFoundError"),
+    ("convert nowhere.pth", 1, "nowhere.pth: is not the template's model (FileNotFoundError"),
     ("report --preset smoke --run run --only 99", 1, "no notebook begins with '99'; there are 00_"),
     ("report --preset smoke --run run --pdf", 1, "holds no finished training"),
 ])

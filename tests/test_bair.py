@@ -1,6 +1,5 @@
 """Berkeley's TFRecords become packs that hold what was recorded, or are refused with the file and the record."""
 
-import shutil
 import struct
 
 import numpy as np
@@ -19,7 +18,7 @@ SPLITS = {"train": ["train/traj_0_to_3", "train/traj_10_to_11"], "validate": ["t
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(bair, "LENGTH", LENGTH)
-    monkeypatch.setattr(bair, "VALIDATE", "traj_256_to_258.tfrecords")
+    monkeypatch.setattr(bair, "VALIDATE", "train/traj_256_to_258.tfrecords")
 
 
 # ---- an independent writer, from the format's description; TensorFlow's own files were read the same ----
@@ -85,22 +84,9 @@ def test_packs_hold_what_was_recorded(berkeley):
     assert problems == [] and lines[0].startswith("train: 6 sequences of 3 frames, with actions and positions, packed")
 
 
-def test_check_names_what_changed_since_records_were_packed(berkeley, tmp_path):
-    root = shutil.copytree(berkeley, tmp_path / "bair")
-    pack_tree(root, progress=False)
-    path = root / "softmotion30_44k/test/traj_0_to_2.tfrecords"
-    whole = path.read_bytes()
-    path.write_bytes(b"".join(record(features("other", number)) for number in range(3)))
-    assert [problem.partition(": ")[2][:29] for problem in check(root, progress=False)[1]] == [
-        f"traj_0_to_2.tfrecords/{number} was c" for number in range(3)]
-    path.write_bytes(whole[:-1])
-    (problem,) = check(root, progress=False)[1]
-    assert problem.startswith(f"{path}: record 2: ")
-
-
 def test_berkeleys_own_sequences_have_thirty_frames(tmp_path, monkeypatch):
     monkeypatch.undo()
-    assert bair.VALIDATE == "traj_256_to_511.tfrecords"
+    assert bair.VALIDATE == "train/traj_256_to_511.tfrecords"
     write(tmp_path, {"test/traj_0_to_0": 1}, length=30)
     assert open_or_pack(tmp_path, "test", progress=False).frames.shape == (1, 30, 64, 64, 3)
     for packing in (pack_tree, lambda root: open_or_pack(root, "train")):
@@ -109,7 +95,6 @@ def test_berkeleys_own_sequences_have_thirty_frames(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"1/image_aux1/encoded": b""}, "cannot reshape array of size 0"),
     ({"1/image_aux1/encoded": field(1, field(1, b"\x89PNG"))}, "cannot reshape array of size 4"),
     ({"1/action": floats([1, 2, 3])}, r"cannot reshape array of size 3 into shape \(4,\)"),
     ({"0/endeffector_pos": floats([1, float("nan"), 3])}, "NaN or infinity"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,21 +43,16 @@ def conditions_of(sequence):
     return np.array([[sequence, t, 0.25, -1.5, 10 + sequence, t / 3, 1e-7] for t in range(LENGTH)], np.float32)
 
 
-def write_sequence(folder, frames, conditions):
-    folder.mkdir(parents=True)
-    for t, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"{t}.png")
-    for table, columns in zip((ACTIONS, POSITIONS), np.split(conditions, [4], axis=1), strict=True):
-        if columns.size:
-            np.savetxt(folder / table, columns, fmt="%.9g", delimiter=",")
-
-
 def write_tree(root, count=4, splits=SPLITS, shard=SHARD, first=0, columns=7):
     """The lab's tree with `count` sequences in each split, without tables for columns=0; returns its root."""
-    for split in splits:
-        for number in range(count):
-            write_sequence(root / "processed_data" / split / shard / str(first + number), frames_of(number),
-                           conditions_of(number)[:, :columns])
+    for split, number in product(splits, range(count)):
+        folder = root / "processed_data" / split / shard / str(first + number)
+        folder.mkdir(parents=True)
+        for t, frame in enumerate(frames_of(number)):
+            Image.fromarray(frame).save(folder / f"{t}.png")
+        for table, values in zip((ACTIONS, POSITIONS), np.split(conditions_of(number), [4], axis=1), strict=True):
+            if columns:
+                np.savetxt(folder / table, values, fmt="%.9g", delimiter=",")
     return root
 
 
@@ -129,21 +125,19 @@ def test_what_systems_leave_in_folders_is_ignored(lab):
 
 @pytest.mark.parametrize("kind, rename, says", [
     ("png", lambda path: path.with_suffix(".jpg"), r"missing \['0.png'\], also there \['0.jpg', '1.jpg'"),
-    ("png", lambda path: path.with_suffix(".PNG"), r"missing \['0.png'\], also there \['0.PNG', '1.PNG'"),
-    ("csv", lambda path: path.with_name(path.name.title()), r"missing \[\], also there \['Actions.Csv', 'End"),
-    ("csv", lambda path: path.with_suffix(".csv.txt"), r"missing \[\], also there \['actions.csv.txt', 'end")])
+    ("csv", lambda path: path.with_name(path.name.title()), r"missing \[\], also there \['Actions.Csv', 'End")])
 def test_files_by_other_names_are_named_and_never_make_a_set_action_free(lab, kind, rename, says):
     for path in list(lab.rglob(f"*.{kind}")):
         path.rename(rename(path))
     problems = check(lab, progress=False)[1]
-    assert len(problems) == 12
+    assert len(problems) == 12                                  # of all sequences
     with pytest.raises(DataError, match=f"{SHARD}/0: expected .*actions.csv.*{says}.*capital letters") as refusal:
         pack_tree(lab, progress=False)
     assert str(refusal.value) == problems[0]
 
 
-def picture(mode, size=(64, 64), kind="PNG"):
-    return lambda folder: Image.new(mode, size).save(folder / "2.png", kind)
+def picture(mode, size=(64, 64)):
+    return lambda folder: Image.new(mode, size).save(folder / "2.png")
 
 
 def edit(table, change):
@@ -162,18 +156,16 @@ def flip(path, offset):
 DAMAGES = {                                     # what is done to sequence 0 of train, and what is said of which path
     "frame missing": (lambda f: (f / "3.png").unlink(), "", r"5 frames .*missing \['3.png'\], also there \[\]"),
     "frame too many": (lambda f: shutil.copy(f / "0.png", f / "5.png"), "", r"missing \[\], also there \['5.png'\]"),
-    "frame misnamed": (lambda f: (f / "3.png").rename(f / "3.PNG"), "", r"missing \['3.png'\], also there \['3.PNG'\]"),
-    "wrong size": (picture("RGB", (128, 96)), "/2.png", r"64x64 RGB.*its shape is \(96, 128, 3\)"),
-    "grey": (picture("L"), "/2.png", r"its shape is \(64, 64\)"),
+    "wrong size": (picture("RGB", (128, 96)), "/2.png", r"PNG of RGB pixels.*\(64, 64, 3\).*shape \(96, 128, 3\)"),
+    "grey": (picture("L"), "/2.png", r"PNG of RGB pixels.*shape \(64, 64\), 0 numbers"),
     "flipped bit": (lambda f: flip(f / "2.png", 300), "/2.png", "cannot be read as a PNG"),
     "one table": (lambda f: (f / ACTIONS).unlink(), "", r"both of actions.csv, endeff.*missing \['actions.csv'\]"),
-    "no tables": (lambda f: [path.unlink() for path in f.glob("*.csv")], "", r"missing \['actions.csv', 'endeffector"),
-    "torn table": (lambda f: os.truncate(f / ACTIONS, 40), "/actions.csv", "5 rows of 4"),
-    "text in a table": (edit(ACTIONS, lambda rows: ["a,b,c,d", *rows[1:]]), "/actions.csv", "no header .*'a'"),
+    "torn table": (lambda f: os.truncate(f / ACTIONS, 40), "/actions.csv", r"a row per frame.*\(5, 4\)"),
+    "text in a table": (edit(ACTIONS, lambda rows: ["a,b,c,d", *rows[1:]]), "/actions.csv", "no header.*'a'"),
     "NaN": (edit(ACTIONS, lambda rows: [*rows[:4], "1,2,nan,4"]), "/actions.csv", "1 numbers not finite"),
     "overflow": (edit(ACTIONS, lambda rows: ["1,2,3,4e39", *rows[1:]]), "/actions.csv", "1 numbers not finite"),
     "not a sequence": (lambda f: f.with_name("0 copy").mkdir(), " copy", "is not a sequence"),
-    "dangling link": (lambda f: (shutil.rmtree(f), f.symlink_to("gone")), "", "cannot be read .No such file"),
+    "dangling link": (lambda f: (shutil.rmtree(f), f.symlink_to("gone")), "", "missing .*, also there .*or remove it"),
     "empty split": (lambda f: shutil.rmtree(f.parent), "/../..", "holds no sequences"),
 }
 
@@ -189,20 +181,11 @@ def test_check_finds_each_kind_of_damage_and_packing_refuses_it(lab, damage):
     assert str(refusal.value) == problem and not list(lab.glob("packed/.*"))
 
 
-def test_check_reports_all_damage_at_once(lab):
-    for number, name in enumerate(("frame missing", "grey", "NaN")):
-        DAMAGES[name][0](first_sequence(lab).with_name(str(number)))
-    problems = [problem.removeprefix(f"{lab}/processed_data/train/{SHARD}/") for problem in check(lab, False)[1]]
-    assert [problem.partition(": ")[0] for problem in problems] == ["0", "1/2.png", f"2/{ACTIONS}"]
-
-
 CHANGES = {
     "frame": (lambda root: Image.fromarray(frames_of(9)[0]).save(first_sequence(root) / "0.png"), "was changed or"),
-    "number": (lambda root: (first_sequence(root) / ACTIONS).write_text("9,9,9,9\n" * 5), "was changed or added"),
     "renamed": (lambda root: first_sequence(root).rename(first_sequence(root).with_name("9")), "was changed or added"),
     "removed": (lambda root: shutil.rmtree(first_sequence(root)), f"holds {SHARD}/0, which is gone"),
-    "bit of the frames": (lambda root: flip(root / "packed/train/frames.npy", -50_000), "frames.npy.*SHA-256"),
-    "bit of the conditions": (lambda root: flip(root / "packed/train/conditions.npy", -1), "conditions.npy.*SHA-256"),
+    "bit": (lambda root: flip(root / "packed/train/frames.npy", -50_000), "frames.npy.*SHA-256"),
 }
 
 
@@ -265,20 +248,13 @@ def test_killed_at_any_moment_the_next_calls_end_with_the_same_bytes_and_one_of_
 
 
 def test_a_disk_without_room_is_refused_before_and_while_writing_and_leaves_nothing_half(lab, tmp_path, monkeypatch):
-    needed = 4 * LENGTH * (64 * 64 * 3 + 7 * 4)
     for module, name, patch, says in (
-            (shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1), "needs 0.* GB are free. Free some"),
+            (shutil, "disk_usage", lambda path: SimpleNamespace(free=246_319), "needs 0.* GB are free. Free some"),
             (os, "fsync", lambda file: Path("/dev/full").write_text("any"), "No space left.*Free some space")):
         with monkeypatch.context() as context, pytest.raises(DataError, match=f"packed: packing test .*{says}"):
             context.setattr(module, name, patch)
             open_or_pack(lab, "test", progress=False)
         assert {path.name for path in (lab / "packed").iterdir()} <= {"test.lock"}
-    shutil.rmtree(lab / "packed")
-    (lab / "packed").write_text("in the way")
-    with pytest.raises(DataError, match="packing test failed.*link processed_data into a folder of your own"):
-        open_or_pack(lab, "test", progress=False)
-    (tmp_path / "processed_data").symlink_to(lab / "processed_data")
-    assert len(open_or_pack(tmp_path, "test", progress=False)) == 4
 
 
 def batches(pack, *steps, length=3, share=slice(None), **changes):

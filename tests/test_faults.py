@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import finish, start, wait_until, weights
+from conftest import contents, finish, start, wait_until, weights
 from test_training import exact
 
 from lab5 import checkpoint, files
@@ -26,17 +26,25 @@ from lab5.cli import main
 from lab5.config import preset
 from lab5.handin import report
 from lab5.robot.simulator import simulate
-from lab5.training import read_history
+from lab5.training import read_history, train
 from lab5.workbook import sweep
 from lab5.workbook.run import Run
 
 # Kills ---------------------------------------------------------------------------------------------------
 
+def begin(code, *arguments):
+    """Python code in a process of its own; what it prints ends with the last of the processes that it starts."""
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+
 KILLS = """
 import json, os, random, signal, sys, time
 from pathlib import Path
+from tqdm import tqdm
 from lab5 import cli, training
 
+tqdm.monitor_interval = 0                                       # its thread may hold a lock that a fork would keep
 folder, saving, command = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
 training.SAVE_EVERY, chance, kills, epochs, runs = saving, random.Random(saving), 0, [], 0
 begun = time.monotonic()
@@ -65,8 +73,7 @@ def test_a_killed_process_resumes_to_the_same_weights(saving, tiny_root, tmp_pat
     """SIGKILL at twelve random moments, started again each time with the same command."""
     settings = ["precision=float32", "epochs=6", "batches_per_epoch=4", "validate_every=3", "n_future=1"]
     command = ["train", "--preset", "smoke", "--data", tiny_root, *(a for s in settings for a in ("--set", s))]
-    process = subprocess.Popen([sys.executable, "-c", KILLS, str(tmp_path), str(saving), *map(str, command)],
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = begin(KILLS, tmp_path, saving, *command)
     found = json.loads(finish(process).splitlines()[-1])
     assert found["kills"] >= 12 and len({*found["epochs"]}) > 2       # here and there
     for run in range(found["runs"]):
@@ -74,19 +81,20 @@ def test_a_killed_process_resumes_to_the_same_weights(saving, tiny_root, tmp_pat
         assert exact(read_history(tmp_path / f"killed-{run}")) == exact(read_history(tmp_path / "unbroken"))
 
 
+SIMULATE = "import sys; from lab5.robot.simulator import simulate; simulate(sys.argv[1], 14, 0, 0, 8, workers=2)"
+
+
 def test_a_killed_simulation_leaves_no_process_and_resumes_to_the_same_bytes(tmp_path):
-    """The workers write to the command's output, which ends with the last of them."""
-    command = ["simulate", tmp_path / "killed", *"--train 14 --validate 0 --test 0 --length 8 --workers 2".split()]
     split, chance, seen = tmp_path / "killed" / "processed_data" / "train", random.Random(0), set()
     for _ in range(3):
-        there, process = len(list(split.glob("*/[0-9]*"))), start(*command)
+        there, process = len(list(split.glob("*/[0-9]*"))), begin(SIMULATE, tmp_path / "killed")
         wait_until(lambda there=there: len(list(split.glob("*/[0-9]*"))) > there, process)
         time.sleep(chance.uniform(0, 0.3))
         process.kill()
         finish(process)
         seen.add(len(list(split.glob("*/[0-9]*"))))
     assert len(seen) > 1                                        # it was killed here and there
-    assert "14 / 0 / 0 sequences" in finish(start(*command))
+    finish(begin(SIMULATE, tmp_path / "killed"))
     simulate(tmp_path / "whole", 14, 0, 0, length=8, workers=1, progress=False)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
@@ -94,12 +102,6 @@ def test_a_killed_simulation_leaves_no_process_and_resumes_to_the_same_bytes(tmp
 def test_a_killed_worker_is_told_with_the_way_out():
     with pytest.raises(RuntimeError, match="one of 2 processes was killed.*the same command resumes"):
         list(files.each(os._exit, [1, 1], 2))
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    """Every file that is no lock and not hidden, by its path."""
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*"))
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)}
 
 
 GROUPS = {"Teacher forcing": {"always": {"tf_min": 1.0}, "never": {"tf_start": 0.0}}, "Extras": {"none": {}}}
@@ -115,10 +117,6 @@ sweep.write(lab.folder / "sweep.csv", sweep.sweep(lab, {GROUPS}, share=1.0, seed
 
 
 def test_a_killed_sweep_leaves_no_process_and_resumes_to_the_same_table(tiny_root, tmp_path, monkeypatch):
-    def begin():
-        return subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path / "killed"), str(tiny_root)],
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
     def scores(name):
         with open(tmp_path / name / "sweep.csv") as file:
             return [line | {"seconds": None} for line in csv.DictReader(file)]
@@ -126,13 +124,13 @@ def test_a_killed_sweep_leaves_no_process_and_resumes_to_the_same_table(tiny_roo
     def scored():
         return [*tmp_path.glob("killed/variants/*/evaluation/test/scores.json")]
 
-    process = begin()
+    process = begin(SWEEP, tmp_path / "killed", tiny_root)
     wait_until(scored, process)                                 # another of the three has not begun, or is on its way
     process.kill()
     finish(process)
     done = {path: path.read_bytes() for path in scored()}
     assert done and not (tmp_path / "killed" / "sweep.csv").exists()
-    printed = finish(begin())
+    printed = finish(begin(SWEEP, tmp_path / "killed", tiny_root))
     assert "Error" not in printed, printed
     assert {path: path.read_bytes() for path in done} == done
     monkeypatch.setattr(sweep, "each", lambda task, items, *_: map(task, items))
@@ -155,12 +153,12 @@ def no_room(room=40_000):
 
 
 def refused(capsys, place, *arguments):
-    """Run a command that finds no room: status 1, and one sentence that names a file under a place and the way out."""
+    """Run a command that finds no room: status 1, and one line that names a file under a place and the way out."""
     capsys.readouterr()
     assert main([*map(str, arguments)]) == 1
-    said = " ".join(capsys.readouterr().err.splitlines())
-    reason = os.strerror(errno.EFBIG)
-    assert re.search(rf"lab5 {arguments[0]}: .*{re.escape(str(place))}.*{reason}.*[Ff]ree some", said), said
+    said, reason = capsys.readouterr().err, os.strerror(errno.EFBIG)
+    assert re.search(rf"(?s)(^|\n)lab5 {arguments[0]}: .*{re.escape(str(place))}.*{reason}.*[Ff]ree some", said), said
+    return said
 
 
 def test_a_training_on_a_full_disk_keeps_its_checkpoint_and_resumes_once_there_is_room(tiny_root, tiny_packs, tmp_path,
@@ -185,6 +183,16 @@ def test_a_report_on_a_full_disk_says_so_and_resumes_once_there_is_room(tiny_roo
             refused(capsys, tmp_path / "run", *command)
     assert main([*map(str, command)]) == 0
     assert [path.name for path in (tmp_path / "run" / "notebooks").iterdir()] == ["02_data.ipynb"]
+
+
+@pytest.mark.parametrize("command, bar", [("pack", "packing train:"),
+                                          ("simulate --train 1 --validate 0 --test 0", "simulating:")])
+def test_a_message_has_a_line_of_its_own(command, bar, tiny_root, tmp_path, capsys):
+    """Also where it ends a progress bar."""
+    if command == "pack":
+        (tmp_path / "processed_data").symlink_to(tiny_root / "processed_data")
+    with no_room(1000):
+        assert bar in refused(capsys, tmp_path, *command.split(), tmp_path)
 
 
 # Folders that cannot be written --------------------------------------------------------------------------
@@ -330,15 +338,6 @@ def test_data_that_cannot_be_written_are_packed_beside_a_link_to_them(tiny_root,
     assert (tmp_path / "own" / "packed").is_dir() and not (tmp_path / "closed" / "packed").exists()
 
 
-def test_a_message_has_a_line_of_its_own(tiny_root, tmp_path, capsys):
-    """Also where it ends a progress bar."""
-    (tmp_path / "processed_data").symlink_to(tiny_root / "processed_data")
-    with no_room():
-        assert main(["pack", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert "packing train:" in said and "\nlab5 pack: " in said, said
-
-
 # Time ----------------------------------------------------------------------------------------------------
 
 DAY, YEAR = 86_400, 31_536_000
@@ -346,10 +345,8 @@ DAY, YEAR = 86_400, 31_536_000
 
 def test_a_clock_that_jumps_changes_nothing(tiny_root, tiny_packs, tmp_path, monkeypatch):
     """Back by a day and on by a year, from one look at it to the next, and files from the future."""
-    config = preset("smoke", n_future=1, epochs=4)
-    unbroken = Run(config, tmp_path / "unbroken", tiny_root)
+    unbroken, lab = (Run(preset("smoke", n_future=1, epochs=4), tmp_path / name, tiny_root) for name in "ab")
     unbroken.train(progress=False)
-    lab = Run(config, tmp_path / "run", tiny_root)
     clock, jumps = time.time, itertools.cycle([-DAY, YEAR])
     monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
 
@@ -371,33 +368,18 @@ def test_a_clock_that_jumps_changes_nothing(tiny_root, tiny_packs, tmp_path, mon
 
 # Length --------------------------------------------------------------------------------------------------
 
-SOAK = """
-import json, os, sys
-from pathlib import Path
-from lab5 import config, training
-from lab5.formats.tree import open_or_pack
-
-root, run = map(Path, sys.argv[1:])
-held = []
-
-def measure(history, model):
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    held.append((resident, len(os.listdir("/proc/self/fd"))))
-
-settings = config.preset("smoke", precision="float32", width=2, g_dim=4, rnn_size=4, n_future=1, tf_start=0.5,
-                         epochs=120, batches_per_epoch=8, validate_every=5)
-training.train(settings, *(open_or_pack(root, split) for split in ("train", "validate")), run, progress=False,
-               on_epoch=measure)
-print(json.dumps(held))
-"""
-
-
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what a process holds is read from /proc")
-def test_a_long_training_holds_no_more_memory_and_files_at_its_end(tiny_root, tiny_packs, tmp_path):
+def test_a_long_training_holds_no_more_memory_and_files_at_its_end(tiny_packs, tmp_path):
     """960 steps in 120 epochs, each with a checkpoint, every fifth with a validation."""
-    process = subprocess.Popen([sys.executable, "-c", SOAK, str(tiny_root), str(tmp_path)], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
-    held = json.loads(finish(process).splitlines()[-1])
+    held = []
+
+    def measure(history, model):
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        held.append((resident, len(os.listdir("/proc/self/fd"))))
+
+    settings = preset("smoke", precision="float32", width=2, g_dim=4, rnn_size=4, n_future=1, tf_start=0.5, epochs=120,
+                      batches_per_epoch=8, validate_every=5)
+    train(settings, tiny_packs["train"], tiny_packs["validate"], tmp_path, progress=False, on_epoch=measure)
     early, late = held[30:60], held[90:]
     grown = statistics.median(memory for memory, _ in late) - statistics.median(memory for memory, _ in early)
     assert grown < 5e6, f"{grown / 1e6:.1f} MB more"

@@ -1,15 +1,12 @@
 """The simulated robot: the same bytes from a seed, real BAIR's ranges and difficulty, toys that are pushed."""
 
-import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import contents
 from PIL import Image
 
 from lab5.data import DataError, to_video
@@ -20,12 +17,6 @@ from lab5.robot.scene import FLOOR
 from lab5.robot.simulator import HIGH, LOW, REACH, Robot, episode, sequence_rng, simulate
 
 LENGTH = 4                                      # frames of a sequence, where its content does not matter
-
-
-def files(root: Path) -> dict[str, bytes]:
-    """Every file that a reader of the set sees, by its path."""
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*"))
-            if path.is_file() and not path.name.startswith(".")}
 
 
 def dates(root: Path) -> dict[Path, int]:
@@ -50,8 +41,8 @@ def episodes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_the_bytes_depend_on_the_seed_and_not_on_the_processes(small, tmp_path):
-    assert files(make(tmp_path / "two", workers=2)) == files(small)
-    other, pictures = files(make(tmp_path / "other", seed=2)), {n: c for n, c in files(small).items() if "png" in n}
+    assert contents(make(tmp_path / "two", workers=2)) == contents(small)
+    other, pictures = contents(make(tmp_path / "other", seed=2)), {n: c for n, c in contents(small).items() if "png" in n}
     assert all(other[name] != content for name, content in pictures.items())
     assert len(set(pictures.values())) == len(pictures) == 5 * LENGTH           # all sequences of all splits differ
 
@@ -79,57 +70,20 @@ def test_sequences_that_are_there_stay_as_they_are(small, tmp_path):
     assert dates(root) == before
     make(root, train=3)
     assert all(dates(root)[path] == date for path, date in before.items() if path.suffix in (".png", ".csv"))
-    assert files(root) == files(make(tmp_path / "at once", train=3))
+    assert contents(root) == contents(make(tmp_path / "at once", train=3))
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(tmp_path):
-    root = tmp_path / "killed"
-    command = f"from lab5.robot.simulator import simulate; simulate({str(root)!r}, 9, 0, 0, length=12, workers=1)"
-    process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
-    split = root / "processed_data" / "train"
-    while not list(split.glob("*/2")):                          # the third sequence is whole
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    kept = list(split.glob("*/[0-9]"))
-    assert 3 <= len(kept) < 9
-    (kept[0].parent / ".8").mkdir(exist_ok=True)                # half a sequence, as a kill may leave it
-    (kept[0].parent / ".8" / "99.png").write_bytes(b"half")
-    before = {path: date for folder in kept for path, date in dates(folder).items()}
-    make(root, 9, 0, 0, length=12, workers=2)
-    assert before.items() <= dates(root).items()
-    assert files(root) == files(make(tmp_path / "whole", 9, 0, 0, length=12))
-
-
-@pytest.mark.parametrize("wrong, message", [
-    ({"seed": 2}, "simulation.json: found .*'seed': 1.*, expected .*'seed': 2.*another folder"),
-    ({"length": 5}, "expected .*'length': 5"), ({"train": -1}, "'train': -1.*counts are 0 or more"),
-    ({"length": 0}, "of 0 frames")])
-def test_another_set_in_the_folder_and_impossible_counts_are_refused(small, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        make(small, **wrong)
-
-
-def test_a_set_of_an_older_simulator_and_real_data_are_refused(small, tmp_path, monkeypatch):
+def test_another_set_or_real_data_in_the_folder_are_refused(small, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="simulation.json: found .*'seed': 1.*, expected .*'seed': 2.*another folder"):
+        make(small, seed=2)
+    with pytest.raises(DataError, match="expected .*'length': 5"):
+        make(small, length=5)
     monkeypatch.setattr(simulator, "VERSION", 99)
     with pytest.raises(DataError, match="found .*'simulator': 4, .*expected .*'simulator': 99"):
         make(small)
     (tmp_path / "processed_data" / "train").mkdir(parents=True)
     with pytest.raises(DataError, match="processed_data: .*not simulated.*another folder"):
         make(tmp_path)
-
-
-def test_a_folder_that_cannot_be_written_is_named_and_the_run_resumes_once_it_can(small, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
-        with pytest.raises(OSError, match=f"{tmp_path}.*{os.strerror(28)}.*Free some disk space"):
-            make(tmp_path)
-    assert '"seed": 1,' in (tmp_path / "processed_data" / "simulation.json").read_text()        # is written first
-    assert files(make(tmp_path)) == files(small)
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=f"{tmp_path / 'file'}.*another folder"):
-        make(tmp_path / "file")
 
 
 def test_actions_and_positions_have_bairs_ranges_and_actions_hold_for_two_steps(episodes):

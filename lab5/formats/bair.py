@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,45 +20,40 @@ from lab5.data import FRAME_SIZE
 from lab5.files import DataError
 
 LENGTH = 30                                     # frames of a sequence
-VALIDATE = "traj_256_to_511.tfrecords"          # the file of Berkeley's training split that the lab validates on
+VALIDATE = "train/traj_256_to_511.tfrecords"    # the file of Berkeley's training split that the lab validates on
 NAME = re.compile(r"traj_([0-9]+)_to_([0-9]+)\.tfrecords")
 Arrays = tuple[np.ndarray, np.ndarray]          # frames (T, 64, 64, 3) uint8, conditions (T, D) float32
 
 
-def sequences(folder: Path, split: str) -> tuple[list[str], Iterator[Arrays]]:
-    """Names, such as traj_0_to_255.tfrecords/0, and content of a split's sequences, by their number.
+def sequences(folder: Path, split: str) -> dict[str, Callable[[], Arrays]]:
+    """What reads each of a split's sequences, by its name, such as traj_0_to_255.tfrecords/0, in their order.
 
-    `folder` holds Berkeley's train and test. Raises DataError where it has no file for the split, and the iterator
-    where one is cut off or broken; it names the file and the record.
+    `folder` holds Berkeley's train and test. Raises DataError where it has no file for the split.
     """
-    paths = [path for path in folder.glob("test/*" if split == "test" else "train/*") if NAME.fullmatch(path.name)
-             and (split == "test" or (path.name == VALIDATE) == (split == "validate"))]
-    if not paths:
+    splits = {path: "validate" if path == folder / VALIDATE else path.parent.name
+              for path in folder.glob("*/*") if NAME.fullmatch(path.name)}
+    ranges = {path: [int(number) for number in NAME.fullmatch(path.name).groups()]
+              for path in splits if splits[path] == split}
+    if not ranges:
         raise DataError(f"{folder}: holds no traj_A_to_B.tfrecords for {split}; extract Berkeley's archive again")
-    paths.sort(key=lambda path: int(NAME.fullmatch(path.name)[1]))
-    return ([f"{path.name}/{number}" for path in paths for number in range(_count(path))],
-            (arrays for path in paths for arrays in _read(path)))
+    return {f"{path.name}/{number}": partial(read_sequence, path, number, last - first + 1)
+            for path, (first, last) in sorted(ranges.items(), key=lambda item: item[1])
+            for number in range(last - first + 1)}
 
 
-def _count(path: Path) -> int:
-    """How many sequences a file holds, by its name."""
-    first, last = map(int, NAME.fullmatch(path.name).groups())
-    return last - first + 1
-
-
-def _read(path: Path) -> Iterator[Arrays]:
-    """The file's sequences, as many as its name says. Raises DataError with the number of the first broken record."""
-    number, count = 0, _count(path)
+def read_sequence(path: Path, number: int, count: int) -> Arrays:
+    """The sequence of one of a file's `count` records. Raises DataError where it is cut off or broken."""
     try:
         with open(path, "rb") as file:
             end = os.fstat(file.fileno()).st_size
-            for number in range(count):
+            for _ in range(number + 1):
                 size = int.from_bytes(file.read(12)[:8], "little")              # length and its checksum
-                after = file.tell() + size + 4                                  # data and their checksum
-                if after > end or number == count - 1 and after < end:
-                    raise ValueError(f"by the file's name it holds {count} records, which does not fit its size")
-                yield _decode(file.read(size))
-                file.seek(after)
+                start, after = file.tell(), file.tell() + size + 4              # data and their checksum
+                file.seek(min(after, end))
+            if after > end or number == count - 1 and after < end:
+                raise ValueError(f"by the file's name it holds {count} records, which does not fit its size")
+            file.seek(start)
+            return _decode(file.read(size))
     except (ValueError, LookupError, OSError) as error:
         raise DataError(f"{path}: record {number}: {type(error).__name__}: {error}; extract it again, or download the "
                         "archive again") from error

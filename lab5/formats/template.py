@@ -20,19 +20,18 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_linear_bn_weights
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from lab5 import checkpoint
 from lab5.checkpoint import CheckpointError, Tensors
 from lab5.config import Config
 from lab5.model import CVAE
 
 CONDITION = 7                                   # values of a frame's condition: action 4, position 3
-NETWORKS = ("encoder", "decoder", "frame_predictor", "posterior")
 FOREIGN = {*sys.stdlib_module_names, "torch", "numpy"}         # packages that are not the student's own
 HARMLESS = re.compile(r"torch\.(nn\.modules|nn\.parallel|optim|amp)\..+|(argparse\.|types\.Simple)Namespace|"
                       r"(pathlib|datetime)\..+|collections\.defaultdict|builtins\.dict|numpy\.(dtype|ndarray)|"
                       r"numpy\._?core\.multiarray\.(scalar|_reconstruct)")
-WAY_OUT = ("What can be converted is a file of torch.save with encoder and decoder (vgg_64), frame_predictor, "
-           "posterior, perhaps prior, and the settings as args or opt")
+WAY_OUT = ("Copy it again, or save it again where it was trained: what can be converted is a zip file of torch.save "
+           "(1.6 or newer) with encoder and decoder (vgg_64), frame_predictor, posterior, perhaps prior, and the "
+           "settings as args or opt")
 
 
 class Inert:
@@ -47,7 +46,7 @@ class Inert:
         self.state = state
 
 
-def convert(path: str | Path, condition: str = "previous", order: str = "hzc", skip: str = "") -> CVAE:
+def convert(path: Path, condition: str = "previous", order: str = "hzc", skip: str = "") -> CVAE:
     """Read a checkpoint as a model that predicts the same, in evaluation mode.
 
     Three things are in the training script and not in the file. Of eight public copies of the template four condition
@@ -61,56 +60,43 @@ def convert(path: str | Path, condition: str = "previous", order: str = "hzc", s
     Raises:
         CheckpointError: a file that cannot be read, or whose model is not the template's.
     """
-    saved = _read(Path(path))
     try:
+        saved = _read(path)
         settings = saved.get("args", saved.get("opt"))
         settings = getattr(settings, "state", settings) or {}
         theirs = {f"{name}.{key.removeprefix('module.')}": tensor
-                  for name in [*NETWORKS, *["prior"] * ("prior" in saved)]
+                  for name in ("encoder", "decoder", "frame_predictor", "posterior", *["prior"] * ("prior" in saved))
                   for key, tensor in _tensors(saved[name]).items() if not key.endswith("num_batches_tracked")}
-        _require_numbers(theirs, Path(path).stat().st_size)
-        theirs = {name: tensor.double() for name, tensor in theirs.items()}
+        if sum(tensor.nbytes for tensor in theirs.values()) > path.stat().st_size:
+            raise ValueError("its tensors are larger than the file")            # a view repeats one number at will
+        if bad := [name for name, tensor in theirs.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{bad[0]} holds NaN or infinity")
         config = _config(theirs, settings, condition, skip)
         with torch.device("meta"):              # takes no memory, whatever sizes the file asks for
-            model = CVAE(config, CONDITION if config.condition != "none" else 0)
-        ours = _state_dict(theirs, model, order)
+            model = CVAE(config, CONDITION)
+        ours = _state_dict({name: tensor.double() for name, tensor in theirs.items()}, model, order)
         model.load_state_dict({name: tensor.float() for name, tensor in ours.items()}, assign=True)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:                  # of a dozen kinds: it depends on where the file is damaged or another
         raise CheckpointError(f"{path}: is not the template's model ({type(error).__name__}: {str(error):.600}). "
                               f"{WAY_OUT}") from error
     return model.eval()
 
 
-def save(model: CVAE, run: Path) -> None:
-    """Write the weights as those of a new run folder. Raises ValueError if there is something in it."""
-    if run.exists() and any(run.iterdir()):
-        raise ValueError(f"{run}: is not empty; choose another folder for the converted weights")
-    checkpoint.save(run / "best.safetensors", model, epoch=0)
-
-
 def _read(path: Path) -> Any:
     """What was saved with torch.save, its objects `Inert`: nothing that the file names is imported or called."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-                raise ValueError("it would be larger unpacked, and torch.save does not compress")
-            if damaged := archive.testzip():    # torch does not compare the checksums that it writes
-                raise ValueError(f"{damaged} does not match its checksum")
-            pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
-        names = get_unsafe_globals_in_checkpoint(path)
-        refused = [name for name in names if name.partition(".")[0] in FOREIGN and not HARMLESS.fullmatch(name)]
-        refused += ["bytearray"] * any(b"bytearray" in content for content in pickles)  # torch would fill any size
-        if not refused:
-            inert = dict.fromkeys(names, Inert) | {"collections.defaultdict": lambda *factory: {}}
-            with safe_globals([(stand_in, name) for name, stand_in in inert.items()]):
-                return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:                  # what a damaged zip or pickle raises depends on where it is damaged
-        raise CheckpointError(
-            f"{path}: cannot be read as a zip file of torch.save ({type(error).__name__}: {str(error):.160}). Copy it "
-            "again; if torch before 1.6 wrote it, save it again where it was trained, "
-            f"torch.save(torch.load('model.pth', weights_only=False), 'new.pth'). {WAY_OUT}") from error
-    raise CheckpointError(f"{path}: names {', '.join(sorted(refused))}, which trained weights do not need; it may be "
-                          f"an attack and was not opened. If the file is your own, save it again without. {WAY_OUT}")
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it would be larger unpacked, and torch.save does not compress")
+        # reading compares the checksums, which torch does not; and torch would make a bytearray of any size
+        refused = ["bytearray"] * any([b"bytearray" in archive.read(name) for name in archive.namelist()])
+    names = get_unsafe_globals_in_checkpoint(path)
+    refused += [name for name in names if name.partition(".")[0] in FOREIGN and not HARMLESS.fullmatch(name)]
+    if refused:
+        raise ValueError(f"it names {', '.join(sorted(refused))}, which trained weights do not need; it may be an "
+                         "attack and was not opened")
+    inert = dict.fromkeys(names, Inert) | {"collections.defaultdict": lambda *factory: {}}
+    with safe_globals([(stand_in, name) for name, stand_in in inert.items()]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _tensors(saved: Any) -> Tensors:
@@ -121,14 +107,6 @@ def _tensors(saved: Any) -> Tensors:
     children = {f"{name}.{key}": tensor for name, child in saved.state["_modules"].items()
                 for key, tensor in _tensors(child).items()}
     return {name: tensor for name, tensor in own.items() if tensor is not None} | children
-
-
-def _require_numbers(theirs: Tensors, size: int) -> None:
-    """Raise ValueError where tensors are not finite, or larger than the file: a view can repeat one number at will."""
-    if sum(tensor.nbytes for tensor in theirs.values()) > size:
-        raise ValueError("its tensors are larger than the file")
-    if bad := [name for name, tensor in theirs.items() if not tensor.isfinite().all()]:
-        raise ValueError(f"{bad[0]} holds NaN or infinity")
 
 
 def _config(theirs: Tensors, settings: Mapping, condition: str, skip: str) -> Config:
@@ -173,8 +151,6 @@ def _convolutions(theirs: Tensors, model: CVAE) -> Tensors:
     names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))]
     convolutions = [name for name in names if not name.endswith(("from_skip", "to_pixels"))]
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    if len(layers) != len(norms):
-        raise ValueError(f"encoder and decoder have {len(layers)} convolutions with a norm, vgg_64's {len(norms)}")
     ours = {}
     for name, convolution, norm in zip(layers, convolutions, norms, strict=True):
         ours[f"{convolution}.weight"] = theirs.pop(f"{name}.0.weight")

@@ -13,17 +13,17 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
 from lab5.data import ARRAYS, FRAME_SIZE, Pack, open_pack
-from lab5.files import SIMULATION, SPLITS, TABLES, DataError, cores, file_sha, home, lock
+from lab5.files import SIMULATION, SPLITS, TABLES, DataError, file_sha, home, lock
 from lab5.formats import bair
 from lab5.formats.bair import Arrays
 
@@ -32,6 +32,8 @@ VALIDATION_SHARD = "traj_256_to_511"            # of Berkeley's training files, 
 NAME = re.compile(r"traj_([0-9]+)_to_([0-9]+)(?:\.tfrecords)?/([0-9]+)")        # of a sequence
 LOOKS_LIKE_CONTENT = re.compile(r"png|jpe?g|csv|action|effector", re.IGNORECASE)
 BLOCK = 256                                     # sequences that are read ahead
+
+Source = tuple[dict[str, Callable[[], Arrays]], int, int]       # what reads each sequence, by its name; T; D
 
 
 # The tree ------------------------------------------------------------------------------------------------
@@ -48,9 +50,8 @@ def sequences(root: str | Path, split: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder. Name the folder that holds processed_data/{split}, or "
                         "make a simulated set with `lab5 simulate`")
-    folders = {"/".join(path.parts[-2:]): path for shard in _content(folder) if not shard.is_file()
-               for path in _content(shard) if not path.is_file()}
-    if wrong := [path for name, path in folders.items() if not NAME.fullmatch(name)]:
+    folders = {"/".join(path.parts[-2:]): path for path in folder.glob("[!.]*/[!.]*") if not path.is_file()}
+    if wrong := [path for name, path in sorted(folders.items()) if not NAME.fullmatch(name)]:
         raise DataError(f"{wrong[0]}: is not a sequence, a folder traj_A_to_B.tfrecords/N; rename or remove it")
     names = sorted(folders, key=lambda name: [int(number) for number in NAME.fullmatch(name).groups()])
     if shared:
@@ -61,30 +62,12 @@ def sequences(root: str | Path, split: str) -> dict[str, Path]:
     return {name: folders[name] for name in names}
 
 
-def _content(folder: Path) -> list[Path]:
-    """What a folder holds. macOS writes ._0.png beside 0.png: names that begin with a dot are ignored."""
-    try:
-        return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
-    except OSError as error:                                    # also a link to nothing
-        raise DataError(f"{folder}: cannot be read ({error.strerror}); make it readable, or remove it") from error
-
-
-def tree_shape(folders: dict[str, Path]) -> tuple[int, int]:
-    """(T, D) of most sequences: T frames 0.png, 1.png, ..., at least one, and D = 7, or 0 without both tables."""
-    shapes = Counter()
-    for folder in folders.values():
-        names = {path.name for path in _content(folder)}
-        length = sum(re.fullmatch(r"[0-9]+\.png", name) is not None for name in names)
-        shapes[max(1, length), sum(TABLES.values()) if names.issuperset(TABLES) else 0] += 1
-    return shapes.most_common(1)[0][0]
-
-
 def read_sequence(folder: Path, length: int, condition_dim: int) -> Arrays:
     """Frames (T, 64, 64, 3) uint8 and conditions (T, D) float32 of a sequence of the tree.
 
     Raises DataError that names the file, unless it has exactly these frames and, for D > 0, both tables.
     """
-    names, tables = {path.name for path in _content(folder)}, TABLES if condition_dim else {}
+    names, tables = _names(folder), TABLES if condition_dim else {}
     frames = [f"{t}.png" for t in range(length)]
     missing = [name for name in (*frames, *tables) if name not in names]
     others = sorted(name for name in names.difference(frames, tables) if LOOKS_LIKE_CONTENT.search(name))
@@ -93,105 +76,97 @@ def read_sequence(folder: Path, length: int, condition_dim: int) -> Arrays:
             f"{folder}: expected {length} frames 0.png, 1.png, ..., and {'both' if tables else 'none'} of "
             f"{', '.join(TABLES)}, as in most sequences of its split; missing {missing[:5]}, also there {others[:5]}. "
             "Rename what has another name (capital letters count), extract the sequence again, or remove it")
-    columns = [_read_table(folder / table, length, width) for table, width in tables.items()]
-    return (np.stack([_read_frame(folder / name) for name in frames]),
+    columns = [_read_file(folder / table, (length, width)) for table, width in tables.items()]
+    return (np.stack([_read_file(folder / name, (FRAME_SIZE, FRAME_SIZE, 3)) for name in frames]),
             np.hstack([np.empty((length, 0), np.float32), *columns]))
 
 
-def _read_frame(path: Path) -> np.ndarray:
-    """A PNG as (64, 64, 3) uint8. Read by Pillow: torchvision's `decode_png` ends the process on a damaged one."""
-    try:
-        Image.open(path, formats=["PNG"]).verify()              # the checksums, which decoding passes over
-        frame = np.array(Image.open(path, formats=["PNG"]))
-        if frame.shape != (FRAME_SIZE, FRAME_SIZE, 3):
-            raise ValueError(f"its shape is {frame.shape}")
-    except Exception as error:                                  # Pillow has a dozen kinds for damaged files
-        raise DataError(f"{path}: cannot be read as a PNG of {FRAME_SIZE}x{FRAME_SIZE} RGB pixels ({error}). Convert "
-                        "it, extract it again, or remove its sequence") from error
-    return frame
+def _names(folder: Path) -> set[str]:
+    """Names of what a folder holds, but those that begin with a dot: macOS writes ._0.png beside 0.png."""
+    return {path.name for path in folder.glob("[!.]*")}
 
 
-def _read_table(path: Path, rows: int, columns: int) -> np.ndarray:
-    """A csv without a header as (rows, columns) float32, all finite."""
+def _read_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A frame or a table. Raises DataError unless it can be read and has this shape and finite numbers."""
+    kind = "a PNG of RGB pixels" if path.suffix == ".png" else "a table of finite numbers, a row per frame, no header"
     try:
-        table = np.loadtxt(path, np.float32, delimiter=",", ndmin=2,
-                           encoding="utf-8-sig")                # -sig: spreadsheets put a mark in front
-        if table.shape != (rows, columns) or not np.isfinite(table).all():
-            raise ValueError(f"shape {table.shape}, {np.count_nonzero(~np.isfinite(table))} numbers not finite")
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: expected {rows} rows of {columns} finite numbers, one row per frame, no header "
-                        f"({error}). Extract it again or remove its sequence") from error
-    return table
+        if path.suffix == ".png":               # torchvision's `decode_png` would end the process on a damaged one
+            Image.open(path, formats=["PNG"]).verify()          # the checksums, which decoding passes over
+            content = np.array(Image.open(path, formats=["PNG"]))
+        else:                                   # -sig: spreadsheets put a mark in front
+            content = np.loadtxt(path, np.float32, delimiter=",", ndmin=2, encoding="utf-8-sig")
+        if content.shape != shape or not np.isfinite(content).all():
+            raise ValueError(f"shape {content.shape}, {np.count_nonzero(~np.isfinite(content))} numbers not finite")
+    except Exception as error:                  # Pillow has a dozen kinds for damaged files
+        raise DataError(f"{path}: cannot be read as {kind}, of shape {shape} ({error}). Convert it, extract it again, "
+                        "or remove its sequence") from error
+    return content
 
 
 # Packs and their check -----------------------------------------------------------------------------------
 
-class Source(NamedTuple):
-    """A split as it is read: each of its sequences, in order, or what is wrong with it."""
+def _source(root: Path, split: str) -> Source:
+    """A split of the tree or, where there is none, of Berkeley's TFRecords. Raises DataError where it is missing.
 
-    names: list[str]
-    shape: tuple[int, int]                      # (T, D)
-    content: Iterator[Arrays | DataError]
-
-
-def _source(root: str | Path, split: str) -> Source:
-    """A split of the tree or, where there is none, of Berkeley's TFRecords. Raises DataError where it is missing."""
-    if (home(root) / BERKELEY).is_dir() and not (home(root) / "processed_data").exists():
-        names, content = bair.sequences(home(root) / BERKELEY, split)
-        return Source(names, (bair.LENGTH, 7), content)
-    folders = sequences(root, split)
-    shape = tree_shape(folders)
-    return Source(list(folders), shape, _read_ahead(list(folders.values()), shape))
+    T and D are those of most of the tree's sequences: frames 0.png, 1.png, ..., and D = 7, or 0 without both tables.
+    """
+    if (root / BERKELEY).is_dir() and not (root / "processed_data").exists():
+        return bair.sequences(root / BERKELEY, split), bair.LENGTH, 7
+    folders, shapes = sequences(root, split), Counter()
+    for folder in folders.values():
+        names = _names(folder)
+        length = sum(name.endswith(".png") for name in names)
+        shapes[max(1, length), sum(TABLES.values()) if names.issuperset(TABLES) else 0] += 1
+    T, D = shapes.most_common(1)[0][0]
+    return {name: partial(read_sequence, folder, T, D) for name, folder in folders.items()}, T, D
 
 
-def _read_ahead(folders: list[Path], shape: tuple[int, int]) -> Iterator[Arrays | DataError]:
-    def read(folder: Path) -> Arrays | DataError:
-        try:
-            return read_sequence(folder, *shape)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(min(8, cores())) as pool:
-        for start in range(0, len(folders), BLOCK):
-            yield from pool.map(read, folders[start:start + BLOCK])
+def _read_ahead(source: Source, title: str, progress: bool) -> Iterator[Future[Arrays]]:
+    """The sequences in order, read by several threads, since files of a network drive are slow to come."""
+    reads = list(source[0].values())
+    with ThreadPoolExecutor(8) as pool, tqdm(total=len(reads), desc=title, unit="seq", disable=not progress) as bar:
+        for start in range(0, len(reads), BLOCK):
+            for future in [pool.submit(read) for read in reads[start:start + BLOCK]]:
+                yield future
+                bar.update()
 
 
 def open_or_pack(root: str | Path, split: str, progress: bool = True) -> Pack:
     """Open a split's pack; the data are read only if there is none, which is then written. Raises DataError."""
-    if not (home(root) / "packed" / split).is_dir():
-        if split == "train" and not (home(root) / "processed_data" / SIMULATION).exists():
-            _source(root, "validate")                           # training needs both: refused before packing
-        _write_pack(root, split, _source(root, split), progress, regenerate=False)
+    folder = home(root)
+    if not (folder / "packed" / split).is_dir():
+        if split == "train" and not (folder / "processed_data" / SIMULATION).exists():
+            _source(folder, "validate")                         # training needs both: refused before packing
+        _write_pack(folder, split, _source(folder, split), progress, regenerate=False)
     return open_pack(root, split)
 
 
 def pack_tree(root: str | Path, progress: bool = True) -> None:
     """Regenerate the packs of all splits. Raises DataError, on a missing split before any is packed."""
-    for split, source in {split: _source(root, split) for split in SPLITS}.items():
-        _write_pack(root, split, source, progress, regenerate=True)
+    for split, source in {split: _source(home(root), split) for split in SPLITS}.items():
+        _write_pack(home(root), split, source, progress, regenerate=True)
 
 
-def _write_pack(root: str | Path, split: str, source: Source, progress: bool, regenerate: bool) -> None:
+def _write_pack(root: Path, split: str, source: Source, progress: bool, regenerate: bool) -> None:
     """Write ``packed/split`` under another name and rename it when it is whole; a pack that is there is replaced only
     to `regenerate` it. Raises DataError where a sequence is damaged, or the folder is full or cannot be written.
     """
-    folder, (T, D) = home(root) / "packed", source.shape
-    aside, needed = folder / f".{split}.tmp", len(source.names) * T * (FRAME_SIZE ** 2 * 3 + 4 * D)
+    (reads, T, D), folder = source, root / "packed"
+    aside, needed = folder / f".{split}.tmp", len(reads) * T * (FRAME_SIZE ** 2 * 3 + 4 * D)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder / f"{split}.lock"):                    # of several processes one packs
             if (folder / split).is_dir() and not regenerate:
                 return
-            shutil.rmtree(aside, ignore_errors=True)            # left by a killed call
             if (free := shutil.disk_usage(folder).free) < needed:
                 raise DataError(f"{folder}: packing {split} needs {needed / 1e9:.3f} GB, but {free / 1e9:.3f} GB are "
                                 "free. Free some space, or link this folder to a larger disk")
             try:
+                shutil.rmtree(aside, ignore_errors=True)        # left by a killed call
                 aside.mkdir()
-                shas = _write_arrays(aside, (len(source.names), T, D), tqdm(
-                    source.content, f"packing {split}", len(source.names), unit="seq", disable=not progress))
-                record = {"simulated": (home(root) / "processed_data" / SIMULATION).exists(), **shas,
-                          "names": source.names}
+                _write_arrays(aside, (len(reads), T, D), _read_ahead(source, f"packing {split}", progress))
+                shas = {f"{name}_sha256": file_sha(aside / f"{name}.npy") for name in ARRAYS}
+                record = {"simulated": (root / "processed_data" / SIMULATION).exists(), **shas, "names": list(reads)}
                 (aside / "pack.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
                 shutil.rmtree(folder / split, ignore_errors=True)
                 os.replace(aside, folder / split)
@@ -203,8 +178,8 @@ def _write_pack(root: str | Path, split: str, source: Source, progress: bool, re
                         "folder of your own and name that") from error
 
 
-def _write_arrays(folder: Path, shape: tuple[int, int, int], sequences: Iterable[Arrays | DataError]) -> dict[str, str]:
-    """Write sequences one after another into two .npy files of `shape` (N, T, D); returns their SHA-256s.
+def _write_arrays(folder: Path, shape: tuple[int, int, int], sequences: Iterator[Future[Arrays]]) -> None:
+    """Write sequences one after another into two .npy files of `shape` (N, T, D).
 
     A memory map would be shorter, but writing to one kills the process where the disk is full.
     """
@@ -214,14 +189,11 @@ def _write_arrays(folder: Path, shape: tuple[int, int, int], sequences: Iterable
             header = {"descr": kind, "fortran_order": False, "shape": (N, T, *size)}
             np.lib.format.write_array_header_1_0(file, header)
         for sequence in sequences:
-            if isinstance(sequence, DataError):
-                raise sequence
-            frames.write(sequence[0].tobytes())
-            conditions.write(sequence[1].astype("<f4").tobytes())
+            for file, array in zip((frames, conditions), sequence.result(), strict=True):
+                file.write(array.tobytes())
         for file in (frames, conditions):
             file.flush()
             os.fsync(file.fileno())
-    return {f"{name}_sha256": file_sha(folder / f"{name}.npy") for name in ARRAYS}
 
 
 def check(root: str | Path, progress: bool = True) -> tuple[list[str], list[str]]:
@@ -232,29 +204,28 @@ def check(root: str | Path, progress: bool = True) -> tuple[list[str], list[str]
     lines, problems = [], []
     for split in SPLITS:
         try:
-            lines.append(f"{split}: {_check_split(root, split, problems, progress)}")
+            lines.append(f"{split}: {_check_split(home(root), split, problems, progress)}")
         except DataError as error:
             problems.append(str(error))
     return lines, problems
 
 
-def _check_split(root: str | Path, split: str, problems: list[str], progress: bool) -> str:
+def _check_split(root: Path, split: str, problems: list[str], progress: bool) -> str:
     """The line of a split, whose problems are appended. Raises DataError where its pack or data cannot be opened."""
-    folder, stale, packed, note = home(root) / "packed" / split, "`lab5 pack` regenerates it", {}, ""
+    folder, stale, packed, note = root / "packed" / split, "`lab5 pack` regenerates it", {}, ""
     if folder.is_dir():
         pack = open_pack(root, split)
         packed = dict(zip(pack.names, zip(pack.frames, pack.conditions, strict=True), strict=True))
-        names, shape, note = pack.names, (pack.frames.shape[1], pack.condition_dim), f", packed as {pack.data_sha}"
+        (N, T), D, note = pack.frames.shape[:2], pack.condition_dim, f", packed as {pack.data_sha}"
         problems += [f"{path}: is not what was packed, by its SHA-256. {stale}" for path, sha in pack.shas().items()
                      if file_sha(path) != sha]
-    if not packed or (home(root) / "processed_data").is_dir() or (home(root) / BERKELEY).is_dir():
-        names, shape, content = _source(root, split)
-        bar = tqdm(content, f"checking {split}", len(names), unit="seq", disable=not progress)
-        for name, sequence in zip(names, bar, strict=True):
-            if isinstance(sequence, DataError):
-                problems.append(str(sequence))
-            elif packed and not all(map(np.array_equal, sequence, packed.get(name, ((), ())))):
+    if not packed or (root / "processed_data").is_dir() or (root / BERKELEY).is_dir():
+        reads, T, D = source = _source(root, split)
+        N = len(reads)
+        for name, sequence in zip(reads, _read_ahead(source, f"checking {split}", progress), strict=True):
+            if error := sequence.exception():
+                problems.append(str(error))
+            elif packed and not all(map(np.array_equal, sequence.result(), packed.get(name, ((), ())))):
                 problems.append(f"{folder}: {name} was changed or added since. {stale}")
-        problems += [f"{folder}: holds {name}, which is gone. {stale}" for name in packed.keys() - set(names)]
-    return (f"{len(names):,} sequences of {shape[0]} frames, {'with' if shape[1] else 'without'} actions and positions"
-            f"{note}")
+        problems += [f"{folder}: holds {name}, which is gone. {stale}" for name in packed.keys() - reads.keys()]
+    return f"{N:,} sequences of {T} frames, {'with' if D else 'without'} actions and positions{note}"

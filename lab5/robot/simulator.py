@@ -162,19 +162,11 @@ def simulate(root: str | Path, train: int, validate: int, test: int, length: int
              workers: int | None = None, progress: bool = True) -> None:
     """Write a simulated set into ``root/processed_data``; sequences that are there stay as they are.
 
-    The same call resumes after a kill, and a call for more sequences adds them. The many arguments are the command's.
-
-    Args:
-        train, validate, test: number of sequences of each split, of `length` frames.
-        workers: number of processes; None: one per core; 1: this process alone.
-    Raises:
-        ValueError: an impossible number; as a DataError, where the folder holds another set, or real data.
-        OSError: the set cannot be written.
+    `train`, `validate` and `test` are numbers of sequences, of `length` frames; `workers` is that of processes (None:
+    one per core). The same call resumes after a kill, and a call for more sequences adds them. The many arguments are
+    a set's. Raises DataError where the folder holds another set, or real data, and OSError where it cannot be written.
     """
-    counts = dict(zip(SPLITS, (train, validate, test), strict=True))
-    if min(counts.values()) < 0 or length < 1:
-        raise ValueError(f"{counts} sequences of {length} frames cannot be made; counts are 0 or more, a length 1")
-    tree = home(root) / "processed_data"
+    tree, counts = home(root) / "processed_data", dict(zip(SPLITS, (train, validate, test), strict=True))
     record = {"seed": seed, "length": length, "simulator": VERSION, "mujoco": mujoco.__version__}
     try:
         _refuse_other(tree, record)
@@ -196,11 +188,10 @@ def simulate(root: str | Path, train: int, validate: int, test: int, length: int
 def _refuse_other(tree: Path, record: dict) -> None:
     """Raise DataError where a folder holds anything but the set of this record."""
     path = tree / SIMULATION
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not record.items() <= found.items():
-            raise DataError(f"{path}: found {found}, expected {record}; choose another folder, or remove {tree}")
-    elif tree.is_dir() and any(not entry.name.startswith(".") for entry in tree.iterdir()):
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else record
+    if found != record:
+        raise DataError(f"{path}: found {found}, expected {record}; choose another folder, or remove {tree}")
+    if not path.exists() and any(tree.glob("[!.]*")):
         raise DataError(f"{tree}: holds data that were not simulated; choose another folder for the simulated set")
 
 
@@ -209,11 +200,12 @@ def _folder(tree: Path, split: str, index: int) -> Path:
     return tree / split / f"traj_{first}_to_{first + SHARD - 1}.tfrecords" / str(index - first)
 
 
-def write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray) -> None:
-    """Write frames (T, 64, 64, 3) uint8 and conditions (T, 7) as a sequence of the lab's tree.
-
-    They are written under another name that is changed at the end, so that a folder of the right name is whole.
-    """
+def _write(tree: Path, seed: int, length: int, sequence: tuple[str, int]) -> None:
+    """Write a sequence (split, index), unless it is there. A folder of the right name is whole: it is renamed last."""
+    folder = _folder(tree, *sequence)
+    if folder.is_dir():                                         # another process has written it meanwhile
+        return
+    frames, conditions = episode(seed, *sequence, length)
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)                    # left by a killed call
     aside.mkdir(parents=True)
@@ -222,8 +214,3 @@ def write_sequence(folder: Path, frames: np.ndarray, conditions: np.ndarray) -> 
     for table, columns in zip(TABLES, np.split(conditions, [4], axis=1), strict=True):
         np.savetxt(aside / table, columns, fmt="%.8f", delimiter=",")
     os.replace(aside, folder)
-
-
-def _write(tree: Path, seed: int, length: int, sequence: tuple[str, int]) -> None:
-    if not (folder := _folder(tree, *sequence)).is_dir():       # unless another process has written it meanwhile
-        write_sequence(folder, *episode(seed, *sequence, length))
