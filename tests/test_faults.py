@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import contents, finish, start, wait_until, weights
+from conftest import contents, finish, wait_until, weights
 from test_training import exact
 
 from lab5 import checkpoint, files

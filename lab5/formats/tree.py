@@ -158,11 +158,11 @@ def _write_pack(root: Path, split: str, source: Source, progress: bool, regenera
         with lock(folder / f"{split}.lock"):                    # of several processes one packs
             if (folder / split).is_dir() and not regenerate:
                 return
+            shutil.rmtree(aside, ignore_errors=True)            # left by a killed call
             if (free := shutil.disk_usage(folder).free) < needed:
                 raise DataError(f"{folder}: packing {split} needs {needed / 1e9:.3f} GB, but {free / 1e9:.3f} GB are "
                                 "free. Free some space, or link this folder to a larger disk")
             try:
-                shutil.rmtree(aside, ignore_errors=True)        # left by a killed call
                 aside.mkdir()
                 _write_arrays(aside, (len(reads), T, D), _read_ahead(source, f"packing {split}", progress))
                 shas = {f"{name}_sha256": file_sha(aside / f"{name}.npy") for name in ARRAYS}
