@@ -125,16 +125,8 @@ def test_training_curves_show_losses_left_ratios_dashed_right_and_psnr_as_dots()
     assert dots.get_xdata()[scored].tolist() == [2, 4, 6, 8] and dots.get_ydata()[scored].tolist() == [19, 21, 23, 25]
     assert line(scores, "repeating the last frame, 17.9 dB").get_ydata()[0] == 17.9
     assert scores.get_shared_x_axes().joined(scores, losses) and "best 25.00 dB, epoch 8" in words(figure)
-
-
-@pytest.mark.parametrize("history", [[record(1)], [record(1, 17.0), record(2)], [record(1, kl=0.0), record(2, kl=0.0)]],
-                         ids=["one epoch", "two epochs", "KL 0"])
-def test_training_curves_begin_with_the_first_epoch(history):
-    figure = figures.training_curves(history)
-    found = words(figure)
-    assert ("not scored yet" in found) == all(r["psnr"] is None for r in history)
-    assert ("KL: 0 nats" in found) == all(r["kl"] == 0 for r in history)
-    assert figure.axes[1].lines[0].get_marker() == "o"          # a lone point would be no line
+    first = figures.training_curves([record(1, kl=0.0)])
+    assert {"not scored yet", "KL: 0 nats"} <= words(first) and first.axes[1].lines[0].get_marker() == "o"
 
 
 def test_psnr_over_time_draws_the_mean_and_its_95_percent_band():

@@ -63,9 +63,9 @@ class Drive:
         return [action for action in self.moves for _ in range(2)][(self.n_past - 1) % 2:]
 
     def follow(self, actions: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """What the model predicts, z at its mean, and what the robot does: frames (n_past + len(actions), H, W, 3) each.
+        """What the model predicts, z at its mean, and what the robot does: (n_past + len(actions), H, W, 3) uint8 each.
 
-        The model is told the robot's positions too. The last frame's own action, which would lead beyond it, is the one
+        The model is told the robot's positions too. The last frame's own action, which leads beyond it, is the one
         before it.
         """
         robot = Robot(sequence_rng(SIMULATION_SEED, "test", self.index))

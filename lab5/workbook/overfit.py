@@ -29,21 +29,24 @@ class Overfit(NamedTuple):
 
 
 def overfit(config: Config, pack: Pack, steps: int = STEPS, progress: bool = True) -> Overfit:
-    """Train a new model on the first window of the first sequences, teacher-forced, with KL weight 0.
-
-    Batch norms are frozen halfway, so that the model that predicts is the one that was trained.
-    """
+    """Train a new model on the first window of the first sequences, teacher-forced, with KL weight 0."""
     batch = Windows(pack, config.length).__getitems__(range(min(SEQUENCES, len(pack))))
-    trainer = Trainer(config.replace(
-        batch_size=len(batch.index), epochs=1, batches_per_epoch=steps, kl_schedule="zero", tf_start=1.0, tf_min=1.0,
-        lr_warmup=0.2, lr_schedule="constant", norm_freeze=0.5), pack, Path("not a run"))
+    config = config.replace(
+        kl_schedule="zero", tf_start=1.0, tf_min=1.0, lr_warmup=0.2, lr_schedule="constant", norm_freeze=1.0,
+        batch_size=len(batch.index), epochs=1, batches_per_epoch=steps + 1)     # norms freeze in the last, not taken
+    trainer = Trainer(config, pack, Path("not a run"))
     for _ in trange(steps, unit="step", desc="overfitting", disable=not progress):
         trainer._step(batch)
-    model, n_past = trainer.model.eval(), config.n_past
+    model, n_past = trainer.model, config.n_past
     noise = prior_noise(len(batch.index), config.length - 1, model.noise_size, config.seed)
+    for norm in trainer.norms:                                  # their running averages need more steps than there were
+        norm.reset_running_stats()
+        norm.momentum = None                                    # the average of all that follows
+    infer(model, batch.frames, batch.condition, noise)
+    model.eval()
     context, truth = to_video(batch.frames).split([n_past, config.n_future])
-    futures = {"truth": truth,
-               "posterior": infer(model, batch.frames, batch.condition, 0 * noise).predictions[n_past - 1:].float().cpu(),
+    posterior = infer(model, batch.frames, batch.condition, 0 * noise).predictions[n_past - 1:]
+    futures = {"truth": truth, "posterior": posterior.float().cpu(),
                "prior": predict(model, batch.frames, batch.condition, noise).cpu(),
                "repeat_last": context[-1].expand_as(truth)}
     videos = {name: as_pictures(torch.cat([context, futures[name]])[:, 0]) for name in ("truth", "posterior", "prior")}
