@@ -25,13 +25,10 @@ def trained(tiny_root, tmp_path_factory) -> Run:
     return lab
 
 
-def test_a_run_folder_keeps_its_configuration_and_its_data(trained):
+def test_a_run_folder_keeps_its_configuration_and_its_data(trained, tmp_path):
     lab = open_run("quick", str(trained.folder))
     assert lab.config.hash == trained.config.hash and lab.data == trained.data
-
-
-def test_without_data_the_robot_is_simulated_in_a_folder_of_its_size(tmp_path):
-    lab = open_run("smoke", str(tmp_path / "run"))
+    lab = open_run("smoke", str(tmp_path / "run"))              # without data: the robot, in a folder of its size
     assert lab.data == simulated_root(preset("smoke")) and lab.data.name == "simulated-8-4-4"
 
 

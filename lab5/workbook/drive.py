@@ -1,7 +1,5 @@
 """Driving the robot: the learned model as a simulator that a user steers, beside what the robot would have done."""
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import product
 

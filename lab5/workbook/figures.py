@@ -3,8 +3,6 @@
 No function shows or keeps a figure; `save` writes one as PDF and PNG. Frame numbers count from 0.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Callable, Iterable

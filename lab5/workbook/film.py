@@ -3,8 +3,6 @@
 Videos are uint8 (T, H, W, 3); the first `n_past` frames are context, and frame numbers count from 0.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import imageio.v3 as iio

@@ -1,7 +1,5 @@
 """What the latent variable of a trained model carries."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

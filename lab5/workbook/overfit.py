@@ -1,7 +1,5 @@
 """The handout's first check: overfit a few sequences with KL weight 0, and see that all parts take part."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

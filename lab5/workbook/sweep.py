@@ -4,8 +4,6 @@ Runs are in ``RUN/variants``, named by their configuration: an option of two cho
 that was interrupted resumes.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from functools import partial
@@ -123,11 +121,9 @@ def gains(options: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float
     Dunnett's comparisons of many treatments with one control (1955), over seeds; NaN where there is a single seed.
     """
     control, *others = options.values()
-    if len(control) < 2 or not others:
-        interval = [[np.nan] * len(others)] * 2
-    else:
-        test = stats.dunnett(*others, control=control, rng=np.random.default_rng(1))
-        interval = test.confidence_interval()
+    interval = [[np.nan] * len(others)] * 2
+    if len(control) > 1:
+        interval = stats.dunnett(*others, control=control, rng=np.random.default_rng(1)).confidence_interval()
     return {name: (float(values.mean() - control.mean()), float(low), float(high))
             for name, values, low, high in zip(list(options)[1:], others, *interval, strict=True)}
 

@@ -4,8 +4,6 @@ Each widget stands under a still figure, which is what papermill, the PDF and a 
 PNGs of 64x64 that the browser enlarges, so that the kernel answers a slider in a few milliseconds.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Callable, Sequence
 
