@@ -93,39 +93,36 @@ def browser(lab):
 
 
 @pytest.fixture(scope="module")
-def tab(browser, request):
-    """A tab of its own for a notebook, whose cells have all run; the kernel goes with the tab."""
-    tab = browser.new_page()
-    tab.errors = []                                              # errors in the browser's console
-    tab.on("console", lambda message: message.type == "error" and tab.errors.append(
+def page(browser, request):
+    """A tab with a notebook whose cells have all run; tests of one notebook share it. No error may be logged."""
+    tab, errors = browser.new_page(), []
+    tab.on("console", lambda message: message.type == "error" and errors.append(
         f"{message.text} ({message.location['url']})"))
-    tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+    tab.on("pageerror", lambda error: errors.append(str(error)))
     try:
         run_all(tab, request.param)
         yield tab
+        assert not errors
     finally:
-        tab.evaluate("jupyterapp.serviceManager.sessions.shutdownAll()")
-        tab.close()
-
-
-@pytest.fixture
-def page(tab):
-    """A notebook that has run, named with `on`; tests of one notebook share its tab. No error may be logged."""
-    yield tab
-    assert not tab.errors
+        close(tab)
 
 
 def on(*notebooks: str):
     """Marks a test that takes place in each of these notebooks."""
-    return pytest.mark.parametrize("tab", notebooks, indirect=True)
+    return pytest.mark.parametrize("page", notebooks, indirect=True)
 
 
-def run_all(page, notebook: str) -> None:
-    """Open a notebook and run it from top to bottom; fails where a cell does."""
+def start(page, notebook: str) -> None:
+    """Open a notebook and begin to run it from top to bottom."""
     page.goto(f"lab/workspaces/{notebook}/tree/{notebook}.ipynb")
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
     page.evaluate("""() => { window.fine = null
         jupyterapp.commands.execute('notebook:run-all-cells').then(fine => window.fine = fine) }""")
+
+
+def run_all(page, notebook: str) -> None:
+    """Run a notebook to its end; fails where a cell does."""
+    start(page, notebook)
     page.wait_for_function("window.fine !== null", timeout=300_000)
     cells = page.evaluate(CODE_CELLS)
     errors = ["\n".join(output["traceback"]) for cell in cells for output in cell["outputs"]
@@ -133,6 +130,12 @@ def run_all(page, notebook: str) -> None:
     assert not errors, errors[0]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert page.evaluate("window.fine")
+
+
+def close(page) -> None:
+    """Close a tab, and its kernel with it."""
+    page.evaluate("jupyterapp.serviceManager.sessions.shutdownAll()")
+    page.close()
 
 
 # A student's hands and eyes ------------------------------------------------------------------------------
@@ -170,19 +173,14 @@ def control(board, description: str):
 
 
 def button(board, name: str):
-    """The button with this text, this tooltip or this icon."""
+    """The button with this text or this icon."""
     return board.locator(".jupyter-button").filter(has_text=re.compile(rf"^\s*{re.escape(name)}\s*$")).or_(
-        board.locator(f'.jupyter-button:is([title="{name}"], :has([class~="fa-{name}"]))'))
+        board.locator(f'.jupyter-button:has([class~="fa-{name}"])'))
 
 
-def press(board, description: str, key: str) -> None:
-    """A key on a slider's handle: ArrowRight, ArrowLeft, Home, End."""
-    control(board, description).locator(".noUi-handle").press(key)
-
-
-def choose(board, description: str, option: str) -> None:
-    """Choose an option of a dropdown."""
-    control(board, description).locator("select").select_option(option)
+def handle(board, description: str):
+    """A slider's handle, which takes keys."""
+    return control(board, description).locator(".noUi-handle")
 
 
 # What must hold ------------------------------------------------------------------------------------------
@@ -199,33 +197,24 @@ def test_a_notebook_runs_from_top_to_bottom_without_an_error(page):
     """The fixture opens and runs it, and looks for errors afterwards."""
 
 
-# The widgets ---------------------------------------------------------------------------------------------
-
 @on("06_timesteps")
-def test_a_prediction_can_be_stepped_through(page):
-    """A key moves the picture; play continues by itself."""
-    player = board(page, "worst")
-    prediction = panel(player, "prediction")
-    player.scroll_into_view_if_needed()
-    assert changes(prediction.screenshot, lambda: press(player, "frame", "End"))
-    assert changes(prediction.screenshot, lambda: press(player, "frame", "Home"))
-    assert changes(prediction.screenshot, button(player, "play").click)
-    button(player, "pause").click()
-
-
-@on("06_timesteps")
-def test_another_future_can_be_asked_for(page):
-    """Each control changes what is shown: the sequence, and how it is predicted."""
+def test_a_prediction_can_be_stepped_through_and_another_asked_for(page):
+    """A key moves the picture, play continues by itself, and each control changes what is shown."""
     player = board(page, "worst")
     truth, prediction = panel(player, "truth"), panel(player, "prediction")
-    press(player, "frame", "End")
+    player.scroll_into_view_if_needed()
+    assert changes(prediction.screenshot, button(player, "play").click)
+    button(player, "pause").click()
+    for key in ("Home", "End"):
+        assert changes(prediction.screenshot, lambda key=key: handle(player, "frame").press(key))
     button(player, "worst").click()
     number = control(player, "sequence").locator("input")
     worst = number.input_value()
     assert changes(truth.screenshot, button(player, "best").click)
     assert number.input_value() != worst
     for mode in ("posterior", "teacher forcing", "prior sample"):
-        assert changes(prediction.screenshot, lambda mode=mode: choose(player, "mode", mode))
+        assert changes(prediction.screenshot,
+                       lambda mode=mode: control(player, "mode").locator("select").select_option(mode))
     assert changes(truth.screenshot, lambda: (number.fill(worst), number.press("Enter")))
 
 
@@ -257,9 +246,7 @@ def test_a_training_can_be_watched_and_stopped(browser, lab, tiny_root):
         "with View(lab) as view:\n    lab.train(view)")])
     nbformat.write(notebook, folder / "stop.ipynb")
     page = browser.new_page()
-    page.goto("lab/workspaces/stop/tree/stop.ipynb")
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
-    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+    start(page, "stop")
     curves = page.locator(f"{OUTPUT} img").first
     expect(curves).to_be_visible(timeout=60_000)
     assert changes(lambda: curves.get_attribute("src"), lambda: None)           # the next epoch, by itself
@@ -268,5 +255,4 @@ def test_a_training_can_be_watched_and_stopped(browser, lab, tiny_root):
     expect(words).to_be_visible(timeout=60_000)
     epoch = int(re.search(r"epoch (\d+)", words.inner_text())[1])
     assert len(read_history(run)) == epoch and (run / "last.safetensors").exists()
-    page.evaluate("jupyterapp.serviceManager.sessions.shutdownAll()")
-    page.close()
+    close(page)

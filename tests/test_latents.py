@@ -30,15 +30,6 @@ def test_the_direction_is_that_of_the_noise_that_goes_with_a_target():
     assert direction(found, noise @ [0.6, 0.0, -0.8, 0.0]) == pytest.approx([0.6, 0, -0.8, 0], abs=0.1)
 
 
-def test_a_unit_is_active_where_its_mean_varies(tiny_packs):
-    mu = RNG.normal(size=(50, 5, 3)) * [1.0, 0.05, 0.2]         # variances 1, 0.0025, 0.04
-    zeros = np.zeros_like(mu)
-    found = Gaussians(mu, zeros, zeros, zeros)
-    assert found.active == 2
-    assert found.kl.mean() == pytest.approx(0.5 * (mu ** 2).sum(-1).mean())
-    assert found.prior_scale == pytest.approx(1.0)
-
-
 def test_with_teacher_forcing_the_gaussians_are_those_of_the_bound(tiny_packs):
     """Same KL as the training's, where all previous frames are known."""
     model, pack = seeded_model(CONFIG), tiny_packs["test"]

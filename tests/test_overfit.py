@@ -1,5 +1,6 @@
 """The check before a long training: it passes for the model, and fails where something is not connected."""
 
+import numpy as np
 import torch
 
 from lab5 import model as models
@@ -11,9 +12,8 @@ from lab5.workbook.overfit import overfit
 def test_the_model_overfits_eight_sequences(tiny_packs):
     check = overfit(preset("quick"), tiny_packs["train"], steps=80, progress=False)
     assert not check.idle and check.scores["posterior"] > check.scores["repeat_last"] + 3
-    assert {name: video.shape for name, video in check.videos.items()} == dict.fromkeys(
-        ("truth", "posterior", "prior"), (8, 12, 64, 64, 3))
-    assert check.figure().axes
+    assert (check.videos["truth"] == tiny_packs["train"].frames[0, :12]).all()
+    assert np.abs(check.videos["posterior"].astype(float) - check.videos["truth"])[2:].mean() < 16
 
 
 def test_a_decoder_without_z_and_skips_does_not_pass(tiny_packs, monkeypatch):

@@ -15,6 +15,7 @@ from lab5 import checkpoint
 from lab5.handin.report import find_notebooks
 from lab5.metrics import GRADES
 from lab5.model import CVAE
+from lab5.training import read_history
 from lab5.workbook.run import RECORDED
 
 NOTEBOOKS = {path.stem[:2]: path for path in find_notebooks()}
@@ -95,3 +96,20 @@ def test_03_says_what_the_recorded_scales_depend_on():
         scales = torch.nn.functional.softplus(scale)
         factors.append((scales.amax(dim=0) / scales.amin(dim=0)).max().item())
     assert factors[0] < 2 and factors[1] > 100
+
+
+def test_what_05_says_of_the_recorded_run_stands_in_its_history():
+    text, run = prose("05"), {record["epoch"]: record for record in read_history(RECORDED)}
+    peak = max(run, key=lambda epoch: run[epoch]["kl"])
+    assert f"highest in epoch {peak}, at {run[peak]['kl']:.1f} nats" in text and run[peak]["kl_weight"] < 0.1
+    assert all(record["kl"] < 0.1 for record in run.values() if record["kl_weight"] > 0.999)
+    assert f"MSE falls by {1 - run[14]['mse'] / run[4]['mse']:.0%}" in text and run[14]["teacher_forcing"] > 0.49
+    for said, epoch in (("from {:.1f} to", 4), ("to {:.1f} dB; once", 14), ("even falls, to {:.1f} dB", 8),
+                        ("the ratio falls from one half to 0, and the PSNR rises to {:.1f} dB", 24)):
+        assert said.format(run[epoch]["psnr"]) in text
+
+
+def test_09_states_the_marks_and_folds_its_answers_away():
+    text = prose("09")
+    assert f"| marks, of 20 | {' | '.join(f'{20 * share:.0f}' for _, share in GRADES)} | 0 |" in text
+    assert text.count("<details>\n<summary>Answer</summary>\n\n") == text.count("\n\n</details>") == 18

@@ -32,17 +32,14 @@ def test_every_option_is_scored_under_every_seed_and_equal_settings_are_one_run(
         assert record["windows"] == 6
 
 
-def test_a_second_sweep_trains_nothing(swept):
+def test_a_second_sweep_trains_nothing_and_what_is_written_is_read(swept, tmp_path):
     lab, records = swept
     before = {path: path.stat().st_mtime_ns for path in lab.folder.rglob("last.safetensors")}
     again = sweep.sweep(lab, CHOICES, share=0.5, seeds=2)
     assert {path: path.stat().st_mtime_ns for path in lab.folder.rglob("last.safetensors")} == before
     assert [r["prior_sample"] for r in again] == pytest.approx([r["prior_sample"] for r in records], abs=1e-3)
-
-
-def test_what_is_written_is_read(swept, tmp_path):
-    sweep.write(tmp_path / "sweep.csv", swept[1])
-    assert sweep.read(tmp_path / "sweep.csv") == swept[1]
+    sweep.write(tmp_path / "sweep.csv", records)
+    assert sweep.read(tmp_path / "sweep.csv") == records
 
 
 def test_gains_have_dunnetts_intervals():
@@ -56,9 +53,6 @@ def test_gains_have_dunnetts_intervals():
     (gain, low, high), = sweep.gains({"a": np.array(control, float), "b": np.array(one, float)}).values()
     paired = stats.ttest_ind(one, control).confidence_interval()        # with one option it is the t-test
     assert (low, high) == pytest.approx((paired.low, paired.high), abs=0.1)
-
-
-def test_one_seed_has_no_interval():
     assert np.isnan(sweep.gains({"a": np.array([1.0]), "b": np.array([2.0])})["b"][1:]).all()
 
 
@@ -70,10 +64,9 @@ def test_the_table_names_the_reference_and_every_gain(swept):
 
 
 def test_every_option_of_every_sweep_is_a_configuration():
-    for choices in sweep.SWEEPS.values():
-        for options in choices.values():
-            for changes in options.values():
-                preset("quick", **changes)
+    for changes in (changes for choices in sweep.SWEEPS.values() for options in choices.values()
+                    for changes in options.values()):
+        preset("quick", **changes)
 
 
 def test_what_08_says_of_the_extras_stands_in_the_recorded_runs():
@@ -100,12 +93,8 @@ def test_what_08_says_of_the_extras_stands_in_the_recorded_runs():
 
 
 def test_readme_quotes_the_recorded_comparison():
-    records = sweep.read(sweep.RECORDED / "comparison_extras.csv")
-    lines = (sweep.PROJECT / "README.md").read_text(encoding="utf-8").splitlines()
-    found = {column: sweep.by_option(records, column) for column in ("prior_sample", "best_of_n", "posterior", "kl")}
-    for choice, options in found["prior_sample"].items():
-        gained = sweep.gains(options)
-        for option in options:
-            gain = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gained[option]) if option in gained else "reference"
-            sample, best, posterior, kl = (found[column][choice][option].mean() for column in found)
-            assert f"| {choice} | {option} | {sample:.2f} | {best:.2f} | {posterior:.2f} | {kl:.3g} | {gain} |" in lines
+    """Columns of the table that the command prints."""
+    readme = (sweep.PROJECT / "README.md").read_text(encoding="utf-8").splitlines()
+    table = sweep.report(sweep.read(sweep.RECORDED / "comparison_extras.csv")).splitlines()[2:]
+    for choice, option, sample, _, _, best, posterior, _, _, kl, gain in (line.split(" | ") for line in table):
+        assert " | ".join((choice, option, sample, best, posterior, kl, gain)) in readme

@@ -1,7 +1,5 @@
 """The widgets answer their controls, show what was computed, and leave a still figure where there is no front end."""
 
-import io
-
 import imageio.v3 as iio
 import ipywidgets
 import numpy as np
@@ -9,10 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from lab5.evaluation import evaluate
-from lab5.robot.simulator import REACH
-from lab5.workbook import figures, widgets
-from lab5.workbook.drive import Drive, Motion
-from lab5.workbook.run import open_run
+from lab5.robot.simulator import REACH, simulate
+from lab5.workbook import drive, figures, film, widgets
+from lab5.workbook.run import Run, open_run
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def player(lab, graded):
 
 
 def shown(stage: widgets.Stage, name: str) -> np.ndarray:
-    return iio.imread(io.BytesIO(stage.images[name].value))[..., :3].astype(int)
+    return iio.imread(stage.images[name].value)[..., :3].astype(int)
 
 
 def press(widget, name: str) -> None:
@@ -44,8 +41,6 @@ def press(widget, name: str) -> None:
         press(child, name)
 
 
-# A prediction --------------------------------------------------------------------------------------------
-
 def test_the_player_shows_what_was_scored(lab, graded):
     """Every frame's PSNR is the evaluation's, for the graded sample and for the prior mean."""
     for mode, protocol in (("prior sample", "prior_sample"), ("prior mean", "prior_mean")):
@@ -54,16 +49,19 @@ def test_the_player_shows_what_was_scored(lab, graded):
             assert scores == pytest.approx(graded[protocol][index], abs=0.05)
 
 
-def test_the_slider_changes_the_pictures(player):
-    player.videos.slider.value = 7
-    truth, prediction = (shown(player.videos.stage, name) for name in ("truth", "prediction"))
-    assert (prediction == player.videos.videos["prediction"][7]).all()
-    colours = figures.in_colours(np.abs(truth - prediction).mean(axis=-1), widgets.MOST)
+def test_the_slider_shows_the_frame_of_every_video(player):
+    for t in (7, 1):
+        player.videos.slider.value = t
+        truth, prediction = (shown(player.videos.stage, name) for name in ("truth", "prediction"))
+        assert all((shown(player.videos.stage, name) == video[t]).all() for name, video in player.videos.videos.items())
+    colours = film.in_colours(np.abs(truth - prediction).mean(axis=-1), widgets.MOST)
     assert (shown(player.videos.stage, "|difference|") == colours).all()
 
 
-def test_each_choice_shows_another_future(player):
-    player.videos.slider.value = 11
+def test_each_choice_shows_another_future(player, graded):
+    press(player.widget, "worst")
+    assert player.number.value == graded["prior_sample"].mean(axis=1).argmin()
+    player.videos.slider.value, player.number.value = 11, 1
     found = [(shown(player.videos.stage, "prediction"), player.curve.value)]
     for control, value in ((player.number, 2), (player.mode, "teacher forcing"), (player.sample, 1),
                            (player.mode, "posterior")):
@@ -72,42 +70,22 @@ def test_each_choice_shows_another_future(player):
     assert all((a != b).any() and one != other for (a, one), (b, other) in zip(found, found[1:], strict=False))
 
 
-def test_best_and_worst_are_found_by_their_score(player, graded):
-    order = np.argsort(graded["prior_sample"].mean(axis=1))
-    for name, place in (("worst", 0), ("best", -1)):
-        press(player.widget, name)
-        assert player.number.value == order[place]
-
-
-def test_videos_are_played_frame_by_frame():
-    videos = {name: np.random.default_rng(seed).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-              for seed, name in enumerate("ab")}
-    played = widgets.Videos(videos, n_past=2)
-    for t in (4, 1):
-        played.slider.value = t
-        assert all((shown(played.stage, name) == video[t]).all() for name, video in videos.items())
-
-
-# Driving -------------------------------------------------------------------------------------------------
-
 def test_the_simulated_robot_repeats_the_sequence_under_its_actions(lab):
-    wheel = Drive(lab, 1)
-    pack, length = lab.pack("test"), lab.config.length
-    actions = pack.conditions[1, wheel.n_past - 1:length - 1, :4].astype(float)
-    assert wheel.robot
-    assert np.abs(wheel.real(list(actions)).astype(int) - pack.frames[1, :length]).mean() < 1
+    """... and so does the model: it is told what it was told in the evaluation, but for the sample of z."""
+    wheel, pack, length = drive.Drive(lab, 1), lab.pack("test"), lab.config.length
+    predicted, robot = wheel.follow([*pack.conditions[1, wheel.n_past - 1:length - 1, :4].astype(float)])
+    assert np.abs(robot.astype(int) - pack.frames[1, :length]).mean() < 1
+    assert np.abs(predicted.astype(int) - widgets.future(lab.model(), pack, 1, "prior mean")[0]).mean() < 1
 
 
-def test_actions_lead_where_they_led(lab):
-    """The fitted motion against the positions of the test split: in the plane to a millimetre, in height to 2 cm."""
-    motion, rows = Motion(lab.pack("train")), np.asarray(lab.pack("test").conditions, dtype=float)
-    guess = np.array([[motion(row[4:], row[:4], t) for t, row in enumerate(sequence[:-1])] for sequence in rows])
-    error = np.abs(guess - rows[:, 1:, 4:]).mean(axis=(0, 1))
-    assert error[:2].max() < 1e-3 and error[2] < 2e-2
+def test_only_a_model_of_our_robots_actions_is_driven(lab, tmp_path):
+    simulate(tmp_path, 0, 0, 1, seed=5, workers=1, progress=False)
+    others = Run(lab.config, lab.folder, tmp_path), Run(lab.config.replace(condition="none"), lab.folder, lab.data)
+    assert [drive.steerable(run) for run in (lab, *others)] == [True, False, False]
 
 
 def test_steps_are_shown_and_can_be_taken_back(lab):
-    wheel = Drive(lab, 1)
+    wheel = drive.Drive(lab, 1)
     start = shown(wheel.stage, "the simulated robot")
     wheel.lift.value = True
     press(wheel.widget, "→")

@@ -1,18 +1,15 @@
 """What the latent variable of a trained model carries."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from lab5.data import Pack, evaluation_loader, to_video
-from lab5.evaluation import autocast, choose_precision, infer, predict, prior_noise
+from lab5.evaluation import autocast, choose_precision, predict
 from lab5.latents import gaussian_kl
 from lab5.model import CVAE, posterior_and_prior
 
-ACTIVE = 0.01                                   # of the variance of a unit's mean over the data (Burda et al. 2016)
 RIDGE = 1e-3                                    # of the regression, in units of the inputs' variance
 
 
@@ -23,11 +20,6 @@ class Gaussians(NamedTuple):
     logvar: np.ndarray
     prior_mu: np.ndarray
     prior_logvar: np.ndarray
-
-    @property
-    def active(self) -> int:
-        """Units whose posterior mean varies over the data by more than `ACTIVE`."""
-        return int((self.mu.var(axis=(0, 1)) > ACTIVE).sum())
 
     @property
     def kl(self) -> np.ndarray:
@@ -42,27 +34,17 @@ class Gaussians(NamedTuple):
 
 
 @torch.inference_mode()
-def gaussians(model: CVAE, pack: Pack, limit: int | None = None) -> Gaussians:
+def gaussians(model: CVAE, pack: Pack) -> Gaussians:
     """Both distributions of z(t) at every step of every first window."""
     device, found = model.condition_mean.device, []
-    for batch in evaluation_loader(pack, model.config.length, 32, limit):
+    for batch in evaluation_loader(pack, model.config.length, 32):
         with autocast(choose_precision("auto", device), device):
             four = posterior_and_prior(model, to_video(batch.frames.to(device)), batch.condition.to(device))
         found.append([values.float().transpose(0, 1).cpu().numpy() for values in four])
     return Gaussians(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def kl_of_units(model: CVAE, pack: Pack) -> list[np.ndarray]:
-    """Nats per frame of each unit over a split, predictions fed back: (z_dim,), then (channels,) of each map."""
-    found = []
-    for batch in evaluation_loader(pack, model.config.length, 32):
-        noise = prior_noise(len(pack), model.config.length - 1, model.noise_size, 1)[:, batch.index]
-        terms = infer(model, batch.frames, batch.condition, noise)
-        found.append([level.mean(dim=0).sum(dim=0).cpu().numpy() for level in terms.levels])
-    return [np.sum(level, axis=0) / len(pack) for level in zip(*found, strict=True)]
-
-
-def explained(inputs: np.ndarray, targets: np.ndarray, hidden: int = 0, seed: int = 1) -> np.ndarray:
+def explained(inputs: np.ndarray, targets: np.ndarray, hidden: int = 0) -> np.ndarray:
     """R^2 of each column of `targets` (sequences, steps, D), regressed on `inputs` (sequences, steps, units).
 
     A ridge regression on three quarters of the sequences, scored on the others. With `hidden` > 0 on that many random
@@ -70,7 +52,7 @@ def explained(inputs: np.ndarray, targets: np.ndarray, hidden: int = 0, seed: in
     """
     inputs = (inputs - inputs.mean(axis=(0, 1))) / (inputs.std(axis=(0, 1)) + 1e-6)
     if hidden:
-        rng, units = np.random.default_rng(seed), inputs.shape[-1]
+        rng, units = np.random.default_rng(1), inputs.shape[-1]
         features = inputs @ rng.normal(size=(units, hidden)) / np.sqrt(units) + rng.normal(size=hidden)
         inputs = np.concatenate([inputs, np.maximum(features, 0)], axis=-1)
     inputs = np.concatenate([inputs, np.ones_like(inputs[..., :1])], axis=-1)

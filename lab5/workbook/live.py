@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lab5.model import CVAE
 from lab5.training import Record, read_history
-from lab5.workbook import figures
+from lab5.workbook import figures, film
 from lab5.workbook.run import Run
 from lab5.workbook.show import SCREEN
 
@@ -46,7 +46,7 @@ class View:
         videos = self.lab.videos(0, split="validate", model=model.eval())
         model.train(training)
         self._picture.update(_picture(figures.training_curves(history),
-                                      figures.strip(videos, n_past=self.lab.config.n_past, count=6)))
+                                      film.strip(videos, n_past=self.lab.config.n_past, count=6)))
         return self.stopping.is_set()
 
     def __exit__(self, *_: object) -> None:
@@ -63,5 +63,5 @@ class View:
 def _picture(*parts: Figure) -> Image:
     """Figures of one width below one another in one picture, which changes as a whole."""
     pixels = np.concatenate([iio.imread(figures.render(part, "png")) for part in parts])
-    return Image(data=iio.imwrite("<bytes>", pixels, extension=".png"), width=round(figures.WIDTH * SCREEN),
+    return Image(data=iio.imwrite("<bytes>", pixels, extension=".png"), width=SCREEN,
                  alt="Losses, validation PSNR and ratios over the epochs; in a live view, the newest prediction")

@@ -16,19 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
 from lab5 import checkpoint, evaluation
 from lab5.config import Config, preset
 from lab5.data import Pack, Windows
 from lab5.evaluation import PROTOCOLS, Evaluation, choose_device, choose_precision, evaluate, predict, prior_noise
-from lab5.files import SPLITS, expand, home, write_text
+from lab5.files import SPLITS, expand, home, lock, write_text
 from lab5.formats.tree import open_or_pack
 from lab5.model import CVAE
 from lab5.robot.simulator import simulate
 from lab5.training import OnEpoch, Record, read_history, train
-from lab5.workbook.show import PROJECT, commit, machine, say
+from lab5.workbook.show import PROJECT, machine, say
 
 RECORDED = PROJECT / "recorded" / "told"        # the run that comes with the workbook; beside it, "action_free"
 SIMULATION_SEED = 1                             # of the simulated set, independent of the training's seed
@@ -73,15 +72,15 @@ def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = F
         config = Config.load(folder / "config.json")
     elif (folder / "best.safetensors").exists():                # weights trained elsewhere hold their configuration
         config = checkpoint.load_model(folder / "best.safetensors")[0].config
-    known = _known_data(folder)
-    return Run(config, folder, _in_project(data or known["root"]) if data or known else simulated_root(config))
+    data = data or _trained_on(folder)[0]
+    return Run(config, folder, _in_project(data) if data else simulated_root(config))
 
 
 def copy_recorded(name: str) -> Path:
     """A working copy of a recorded run, so that new figures and scores leave the original unchanged."""
     recorded, folder, best = RECORDED.with_name(name), PROJECT / "runs" / "recorded" / name, "best.safetensors"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{name}.lock")):           # of several notebooks one copies, the others wait
+    with lock(folder.with_name(f".{name}.lock")):               # of several notebooks one copies, the others wait
         if not (folder / best).exists() or checkpoint.weights_sha(folder / best) != checkpoint.weights_sha(
                 recorded / best):
             shutil.rmtree(folder, ignore_errors=True)
@@ -102,12 +101,12 @@ def _in_project(path: object) -> Path:
     return PROJECT / expand(path)
 
 
-def _known_data(run: Path) -> dict[str, str]:
-    """The data of a run: "root", the folder, and "train", the training split's data_sha; empty before training."""
+def _trained_on(run: Path) -> tuple[str, str]:
+    """The data of a run, from ``data.json``: their folder, and the training split's data_sha. Empty before training."""
     path = run / "data.json"
     try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return known and {name: str(known[name]) for name in ("root", "train")}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"root": "", "train": ""}
+        return str(known["root"]), str(known["train"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: does not say which data the run learns from ({type(error).__name__}: {error}); "
                          "delete it and name the data folder") from error
@@ -115,16 +114,12 @@ def _known_data(run: Path) -> dict[str, str]:
 
 def _write_or_match_data(run: Path, data: Path, sha: str) -> None:
     """Write ``data.json``. Raises ValueError where the run's training began with other data."""
-    known = _known_data(run)
-    if read_history(run) and known.get("train", sha) != sha:
-        raise ValueError(f"{run}: was trained on the data in {known['root']} ({known['train']}), not on those in "
-                         f"{data} ({sha}). Name that folder, or choose another run folder")
-    root = data.relative_to(PROJECT) if data.is_relative_to(PROJECT) else data          # the project may move
-    write_text(run / "data.json", json.dumps({"root": root.as_posix(), "train": sha}) + "\n")
-
-
-def _is_finished(run: Path, config: Config) -> bool:
-    return (run / "best.safetensors").exists() and len(read_history(run)) >= config.epochs
+    root, train_sha = _trained_on(run)
+    if read_history(run) and train_sha not in ("", sha):
+        raise ValueError(f"{run}: was trained on the data in {root} ({train_sha}), not on those in {data} ({sha}). "
+                         "Name that folder, or choose another run folder")
+    place = data.relative_to(PROJECT) if data.is_relative_to(PROJECT) else data         # the project may move
+    write_text(run / "data.json", json.dumps({"root": place.as_posix(), "train": sha}) + "\n")
 
 
 def simulated_root(config: Config) -> Path:
@@ -163,14 +158,18 @@ class Run:
         """Train, or resume a run that was interrupted; of a finished run, read the history.
 
         `on_epoch` is called with history and model after each epoch, and ends the training by returning True. Raises
-        NotYet in a folder of weights only, and what `training.train` raises.
+        NotYet where it would replace weights that were trained elsewhere, and what `training.train` raises.
         """
-        self.refuse_only_weights()
-        if _is_finished(self.folder, self.config):
+        if self.only_weights or self.finished:
             return self.history()
         packs = self.prepare()
         _write_or_match_data(self.folder, self.data, packs["train"].data_sha)
         return train(self.config, packs["train"], packs["validate"], self.folder, progress=progress, on_epoch=on_epoch)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has come to its end."""
+        return (self.folder / "best.safetensors").exists() and len(read_history(self.folder)) >= self.config.epochs
 
     @property
     def only_weights(self) -> bool:
@@ -178,17 +177,13 @@ class Run:
         return (self.folder / "best.safetensors").exists() and not any(
             (self.folder / name).exists() for name in ("history.jsonl", "last.safetensors"))
 
-    def refuse_only_weights(self) -> None:
-        """Raise NotYet where the weights were trained elsewhere: training would replace them."""
+    def history(self) -> list[Record]:
+        """The finished run's history. Raises NotYet where the training is not finished, or was elsewhere."""
         if self.only_weights:
             raise NotYet(f"{self.folder} holds weights that were trained elsewhere (best.safetensors) and no history. "
                          "Notebooks 06, 07 and 09 and `lab5 evaluate` show and score their predictions. To train, for "
                          "curves (05) or to compare settings (08), choose another folder")
-
-    def history(self) -> list[Record]:
-        """The finished run's history. Raises NotYet where the training is not finished."""
-        self.refuse_only_weights()
-        if not _is_finished(self.folder, self.config):
+        if not self.finished:
             raise NotYet(f"{self.folder} holds no finished training. Run notebook 04, or `lab5 train --preset "
                          f"{self.config.preset} --run {self.folder}`, and open this notebook again")
         return read_history(self.folder)
@@ -246,14 +241,13 @@ class Run:
         return Run(config, self.folder / "variants" / config.hash, self.data)
 
     def facts(self) -> dict[str, str]:
-        """What a result depends on: the run, its configuration and data, the machine, and the versions of packages."""
+        """What a result depends on: the run, its configuration and data, the machine, and versions."""
         pack = self.pack("test")
         return {"run": self.folder.name, "configuration": self.config.hash, "preset": self.config.preset,
                 "seed": str(self.config.seed), "data": self.data_name, "test split": pack.data_sha,
                 "test sequences": str(len(pack)), "machine": machine(),
-                "precision": choose_precision(self.config.precision, choose_device()), "commit": commit(),
-                **{name: version(name) for name in ("torch", "torchvision", "numpy", "matplotlib", "lab5")},
-                "Python": platform.python_version()}
+                "precision": choose_precision(self.config.precision, choose_device()),
+                "torch": version("torch"), "lab5": version("lab5"), "Python": platform.python_version()}
 
 
 def as_pictures(frames: torch.Tensor) -> np.ndarray:

@@ -8,9 +8,9 @@ import inspect
 import platform
 import re
 import shutil
-import subprocess
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from lab5.evaluation import choose_device, choose_precision
 from lab5.files import cores, write_atomically
-from lab5.workbook import figures
+from lab5.workbook import figures, film
 
 if TYPE_CHECKING:
     from lab5.workbook.run import Run
@@ -31,32 +31,31 @@ PROJECT = Path(__file__).resolve().parents[2]
 if not (PROJECT / "notebooks").is_dir():
     raise RuntimeError(f"{Path(__file__).parents[1]}: lab5 was installed without its notebooks. The workbook runs from "
                        "its checkout: `pip install --editable .` there, or `make report`")
-GIF_SCALE = 3                                   # four panels fit the width of a notebook
-SCREEN = 96 * 1.15                              # pixels per inch of a figure
+SCREEN = round(1.15 * 96 * figures.WIDTH)       # pixels, the width of a figure
 
 
 def figure(lab: Run, drawn: Figure, name: str, caption: str) -> None:
     """Export a figure as PDF and PNG under its name, and show it with its caption."""
-    _, png = figures.save(drawn, lab.folder / "figures", name)
-    _picture(png, drawn.get_figwidth(), caption)
+    figures.save(drawn, lab.folder / "figures", name)
+    _picture(lab, name, caption)
 
 
 def drawing(lab: Run, name: str, caption: str) -> None:
     """Export one of the project's drawings, which no data change, and show it with its caption."""
-    for kind in ("pdf", "png"):
-        source = PROJECT / "figures" / f"{name}.{kind}"
-        write_atomically(lab.folder / "figures" / source.name, lambda part, source=source: shutil.copy(source, part))
-    _picture(lab.folder / "figures" / f"{name}.png", figures.WIDTH, caption)
+    for file in (f"{name}.pdf", f"{name}.png"):
+        write_atomically(lab.folder / "figures" / file, partial(shutil.copy, PROJECT / "figures" / file))
+    _picture(lab, name, caption)
 
 
-def _picture(png: Path, inches: float, caption: str) -> None:
-    display(Image(data=png.read_bytes(), width=round(inches * SCREEN), alt=caption))
+def _picture(lab: Run, name: str, caption: str) -> None:
+    display(Image(data=(lab.folder / "figures" / f"{name}.png").read_bytes(), width=SCREEN, alt=caption))
     display(Markdown(f"*{caption}*"))
 
 
 def gif(lab: Run, videos: dict[str, np.ndarray], name: str, caption: str) -> None:
     """Export videos, uint8 (T, H, W, C), side by side as a GIF, and show it with its caption."""
-    path = figures.gif(lab.folder / "figures" / f"{name}.gif", videos, n_past=lab.config.n_past, scale=GIF_SCALE)
+    path = lab.folder / "figures" / f"{name}.gif"
+    film.gif(path, videos, n_past=lab.config.n_past)
     encoded = base64.b64encode(path.read_bytes()).decode()
     display({"text/html": f'<img src="data:image/gif;base64,{encoded}" alt="{html.escape(caption)}">',
              "text/plain": f"({path.name} plays here.)"}, raw=True)     # nbconvert and GitHub do not know image/gif
@@ -101,14 +100,6 @@ def check_environment() -> None:
         missing.append(f"[FAIL] {free:.1f} GiB free on this disk: a run and its data need 2; free some")
     print("\n".join(missing) or f"[OK] every package is here, and {free:.0f} GiB of disk; {machine()}, "
           f"{choose_precision('auto', choose_device())}")
-
-
-def commit() -> str:
-    """The commit of the source, marked where files were changed since; empty outside of a repository."""
-    if not (PROJECT / ".git").exists() or not shutil.which("git"):
-        return ""
-    command = ["git", "-C", str(PROJECT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> str:

@@ -4,9 +4,8 @@ Runs are in ``RUN/variants``, named by their configuration: an option of two cho
 that was interrupted resumes.
 """
 
-from __future__ import annotations
-
 import csv
+import io
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from scipy import stats
 from tqdm.auto import tqdm
 
-from lab5.files import each, write_atomically
+from lab5.files import each, write_text
 from lab5.workbook.run import Run
 from lab5.workbook.show import PROJECT, machine, table
 
@@ -52,8 +51,8 @@ SWEEPS: dict[str, Choices] = {
             "0.01": {**ACTION_FREE, "lr": 1e-2}}},
 }
 PROTOCOLS = ("prior_sample", "prior_mean", "mean_of_n", "best_of_n", "posterior", "two_samples", "repeat_last")
-FACTS = ("windows", "data", "machine")          # of a run's training, data_sha of the test split, machine and precision
-COLUMNS = ("choice", "option", "seed", "configuration", *PROTOCOLS, "kl", "seconds", *FACTS)
+COLUMNS = ("choice", "option", "seed", "configuration", *PROTOCOLS, "kl",       # nats per frame, of the posterior
+           "seconds", "windows", "data", "machine")     # of the training; data_sha of the test split; and precision
 RECORDED = PROJECT / "figures"                  # comparison_extras.csv
 
 
@@ -92,13 +91,11 @@ def _results(variant: Run) -> list:
 
 def write(path: Path, records: list[dict]) -> None:
     """Write records as CSV."""
-    def save(part: Path) -> None:
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
-
-    write_atomically(path, save)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    write_text(path, text.getvalue())
 
 
 def read(path: Path) -> list[dict]:
@@ -124,11 +121,9 @@ def gains(options: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float
     Dunnett's comparisons of many treatments with one control (1955), over seeds; NaN where there is a single seed.
     """
     control, *others = options.values()
-    if len(control) < 2 or not others:
-        interval = [[np.nan] * len(others)] * 2
-    else:
-        test = stats.dunnett(*others, control=control, rng=np.random.default_rng(1))
-        interval = test.confidence_interval()
+    interval = [[np.nan] * len(others)] * 2
+    if len(control) > 1:
+        interval = stats.dunnett(*others, control=control, rng=np.random.default_rng(1)).confidence_interval()
     return {name: (float(values.mean() - control.mean()), float(low), float(high))
             for name, values, low, high in zip(list(options)[1:], others, *interval, strict=True)}
 

@@ -4,8 +4,6 @@ Each widget stands under a still figure, which is what papermill, the PDF and a 
 PNGs of 64x64 that the browser enlarges, so that the kernel answers a slider in a few milliseconds.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Callable, Sequence
 
@@ -17,15 +15,17 @@ from IPython.display import Image, display
 from matplotlib.figure import Figure
 
 from lab5.data import Pack, Windows, to_video
-from lab5.evaluation import autocast, choose_precision, predict, prior_noise
+from lab5.evaluation import autocast, choose_precision, infer, predict, prior_noise
 from lab5.metrics import psnr
 from lab5.model import CVAE
 from lab5.workbook import figures
-from lab5.workbook.figures import difference, in_colours
+from lab5.workbook.film import difference, in_colours
 from lab5.workbook.run import Run, as_pictures
+from lab5.workbook.show import SCREEN
 
 NO_FRONT_END = "(Here JupyterLab shows controls to play with.)"
 MOST = 64                                       # grey levels, the darkest colour of a difference
+WIDE = "48em"                                   # of the curves
 MODES = ("prior sample", "prior mean", "posterior", "teacher forcing")
 STYLE = """<style>
 .lab5 { max-width: 60em; }
@@ -37,12 +37,10 @@ STYLE = """<style>
 
 def show(widget: ipywidgets.Widget, still: Figure, alt: str) -> None:
     """Show a still figure, which every export keeps, and under it the widget, or a line of text without a front end."""
-    display(Image(data=figures.render(still, "png"), width=round(96 * still.get_figwidth() * 1.15), alt=alt))
+    display(Image(data=figures.render(still, "png"), width=SCREEN, alt=alt))
     styled = ipywidgets.VBox([ipywidgets.HTML(STYLE), widget]).add_class("lab5")
     display({**styled._repr_mimebundle_(), "text/plain": NO_FRONT_END}, raw=True)
 
-
-# Parts ---------------------------------------------------------------------------------------------------
 
 class Stage(ipywidgets.HBox):
     """Frames side by side, each under its name; a border tells context from predicted frames."""
@@ -53,41 +51,29 @@ class Stage(ipywidgets.HBox):
                           for name, image in self.images.items()], layout={"flex_flow": "row wrap"})
 
     def show(self, frames: dict[str, np.ndarray], predicted: bool = True) -> None:
-        """Show a frame (H, W, C) uint8 in each panel that is named."""
+        """Show a frame (H, W, 3) uint8 in each panel that is named."""
         for name, frame in frames.items():
             image = self.images[name]
-            image.value = iio.imwrite("<bytes>", np.broadcast_to(frame, (*frame.shape[:2], 3)), extension=".png")
+            image.value = iio.imwrite("<bytes>", frame, extension=".png")
             (image.add_class if predicted else image.remove_class)("predicted")
 
 
-class Curve(ipywidgets.Image):
-    """The PSNR of every predicted frame of single videos."""
-
-    def __init__(self) -> None:
-        super().__init__(format="png", layout={"width": "48em"})
-
-    def show(self, scores: dict[str, np.ndarray], n_past: int) -> None:
-        """Show a line for each name; values (n_future,) in dB."""
-        drawn = figures.psnr_over_time({name: values[None] for name, values in scores.items()}, n_past=n_past)
-        self.value = figures.render(drawn, "png")
+def curves(scores: dict[str, np.ndarray], n_past: int) -> bytes:
+    """The PSNR of every predicted frame of single videos as a PNG; `scores`: name -> (n_future,) in dB."""
+    drawn = figures.psnr_over_time({name: values[None] for name, values in scores.items()}, n_past=n_past)
+    return figures.render(drawn, "png")
 
 
-def button(text: str, action: Callable[[], None], tooltip: str = "") -> ipywidgets.Button:
-    made = ipywidgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
+def button(text: str, action: Callable[[], None]) -> ipywidgets.Button:
+    made = ipywidgets.Button(description=text, layout={"width": "auto"})
     made.on_click(lambda _: action())
     return made
-
-
-def watch(controls: Sequence[ipywidgets.Widget], answer: Callable[[], None]) -> None:
-    """Call `answer` whenever one of the controls has changed."""
-    for control in controls:
-        control.observe(lambda change: answer(), names="value")
 
 
 class Videos:
     """Videos side by side to be played, or stepped through with the arrow keys.
 
-    `videos`: name -> uint8 (T, H, W, C), the first `n_past` frames context.
+    `videos`: name -> uint8 (T, H, W, 3), the first `n_past` frames context.
     """
 
     def __init__(self, videos: dict[str, np.ndarray], n_past: int) -> None:
@@ -95,7 +81,7 @@ class Videos:
         self.slider = ipywidgets.IntSlider(0, 0, last, description="frame", layout={"width": "24em"})
         play = ipywidgets.Play(min=0, max=last, interval=250, repeat=True)
         ipywidgets.jslink((play, "value"), (self.slider, "value"))
-        watch([self.slider], self.draw)
+        self.slider.observe(lambda _: self.draw(), names="value")
         self.widget = ipywidgets.VBox([self.stage, ipywidgets.HBox([play, self.slider])])
         self.show(videos)
 
@@ -110,8 +96,6 @@ class Videos:
         self.stage.show({name: video[t] for name, video in self.videos.items()}, t >= self.n_past)
 
 
-# A prediction --------------------------------------------------------------------------------------------
-
 def future(model: CVAE, pack: Pack, index: int, mode: str, sample: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The video (T, H, W, C) uint8 of one sequence, context included, and its PSNR (n_future,) in dB.
 
@@ -121,13 +105,14 @@ def future(model: CVAE, pack: Pack, index: int, mode: str, sample: int = 0) -> t
     config, batch = model.config, Windows(pack, model.config.length)[index]
     n_past, device = config.n_past, model.condition_mean.device
     noise = prior_noise(len(pack), config.length - 1, model.noise_size, seed=1, sample=sample)[:, [index]]
-    if mode in ("prior sample", "prior mean"):
-        predicted = predict(model, batch.frames, batch.condition, noise * (mode == "prior sample"))
-    else:
+    if mode == "teacher forcing":
         given = to_video(batch.frames.to(device)), batch.condition.to(device), noise.to(device)
         with torch.inference_mode(), autocast(choose_precision("auto", device), device):
-            predicted = (model.predict_one_step(*given) if mode == "teacher forcing" else
-                         model.elbo_terms(*given, [False] * (config.length - 1)).predictions[n_past - 1:])
+            predicted = model.predict_one_step(*given)
+    elif mode == "posterior":
+        predicted = infer(model, batch.frames, batch.condition, noise).predictions[n_past - 1:]
+    else:
+        predicted = predict(model, batch.frames, batch.condition, noise * (mode == "prior sample"))
     predicted = predicted.float().cpu()
     scores = psnr(predicted, to_video(batch.frames[n_past:]))[:, 0].numpy()
     return np.concatenate([as_pictures(batch.frames[:n_past, 0]), as_pictures(predicted[:, 0])]), scores
@@ -148,9 +133,10 @@ class StepThrough:
         self.sample = ipywidgets.BoundedIntText(0, 0, 99, description="sample")
         buttons = [button(name, lambda place=int(place): setattr(self.number, "value", place))
                    for name, place in places.items()]
-        self.curve = Curve()
+        self.curve = ipywidgets.Image(format="png", layout={"width": WIDE})
         self.videos = Videos(self.predict(), self.model.config.n_past)
-        watch([self.number, self.mode, self.sample], lambda: self.videos.show(self.predict()))
+        for control in (self.number, self.mode, self.sample):
+            control.observe(lambda _: self.videos.show(self.predict()), names="value")
         self.widget = ipywidgets.VBox([ipywidgets.HBox([self.number, *buttons]),
                                        ipywidgets.HBox([self.mode, self.sample]), self.videos.widget, self.curve])
 
@@ -160,6 +146,6 @@ class StepThrough:
         truth = np.asarray(self.pack.frames[index, :config.length])
         video, scores = future(self.model, self.pack, index, mode, self.sample.value)
         graded = future(self.model, self.pack, index, MODES[0])[1]
-        self.curve.show({f"{name}, average {values.mean():.2f} dB": values for name, values in (
+        self.curve.value = curves({f"{name}, average {values.mean():.2f} dB": values for name, values in (
             ("graded sample", graded), ("this prediction", scores))}, config.n_past)
         return {"truth": truth, "prediction": video, "|difference|": in_colours(difference(truth, video), MOST)}
