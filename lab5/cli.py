@@ -164,10 +164,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from lab5.handin.report import summary
+    from lab5.handin.rubric import summary
 
-    given = {"n_future": options.future, "best_of": options.best_of}
-    print(summary(_open(options), **{name: value for name, value in given.items() if value}))
+    lab, given = _open(options), {"n_future": options.future, "best_of": options.best_of}
+    print(summary(lab, lab.evaluation(**{name: value for name, value in given.items() if value})))
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -188,7 +188,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from lab5.handin.pdf import try_words
-    from lab5.handin.report import build_pdf, find_notebooks, run_report, summary
+    from lab5.handin.report import build_pdf, find_notebooks, run_report
     from lab5.handin.words import Details, read_words
 
     details = Details.load()                                    # an error is told before anything is computed
@@ -198,7 +198,7 @@ def _report(options: argparse.Namespace) -> int:
         print(f"executed notebooks: {lab.folder / 'notebooks'}")
         return 0
     text, complete = build_pdf(lab, details)
-    print(text if options.pdf else f"{text}\n{summary(lab)}")
+    print(text)
     return options.pdf and not complete
 
 
@@ -211,7 +211,7 @@ def _submit(options: argparse.Namespace) -> int:
     text, complete = build_pdf(lab, details)
     print(text)
     path = submit(lab, details, Path())
-    print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB), read back")
+    print(f"\n{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return not complete
 
 

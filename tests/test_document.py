@@ -47,17 +47,13 @@ def answered(run, text, question=""):
     return build(run, words=[Words("01_first.ipynb, cell 3", "01", text, question)])[1]
 
 
-def test_the_pdf_holds_the_text_and_says_where_everything_is(tmp_path):
-    pages, shown = build(tmp_path)
+def test_the_pdf_holds_the_text_and_says_where_everything_is_and_equal_input_gives_equal_bytes(tmp_path):
+    pages, shown = build(tmp_path / "a")
     assert pages == {"sec-first": 1, "fig-plot": 1, "sec-second": 1}
     for phrase in ("Mei Lin", "0856001", "Figure 1. A plot of", "See Figure 1, (1) and Section 1.", "The end"):
         assert phrase in shown
     assert not re.search(r"[$\\{}@]|own-|//", shown)
-
-
-def test_equal_input_gives_equal_bytes(tmp_path):
-    for name in "ab":
-        build(tmp_path / name)
+    build(tmp_path / "b")
     assert (tmp_path / "a" / "report.pdf").read_bytes() == (tmp_path / "b" / "report.pdf").read_bytes()
 
 
@@ -100,12 +96,6 @@ def test_the_usual_formulas_come_out(tmp_path):
     assert len(formulas) > 130 and "∩" in shown and "⊙" in shown and not re.search(r"\\[a-z]", shown)
 
 
-@pytest.mark.parametrize("formula", [r"\argmin_x f", r"\textcolor{red}{x}", r"\frac{a}"])
-def test_a_formula_that_pandoc_does_not_know_is_named(tmp_path, formula):
-    with pytest.raises(ValueError, match=rf"(?s)01_first.ipynb, cell 3.*line 3.*{re.escape(formula)}"):
-        answered(tmp_path, f"One.\n\nTwo: ${formula}$.\n\nThree.")
-
-
 def test_what_looks_like_markup_and_is_not_is_shown(tmp_path):
     shown = answered(tmp_path, "The ratio <tf_min> is a vector<float>, x<y and y>z.\n\n<b>\n\n---\n\nTwo <!-- a note --> parts"
                                "\n\n# My heading\n\n@fig-plot #x \\`a`", "*Why* `x<y>`?")
@@ -115,10 +105,23 @@ def test_what_looks_like_markup_and_is_not_is_shown(tmp_path):
     assert "a note" not in shown and "2 Second" in shown                            # a heading is no section
 
 
-@pytest.mark.parametrize("opening", ["```python\nx = 1\n\ny = 2", "~~~", "<!-- a note\n\nmore"])
-def test_what_begins_and_has_no_end_swallows_nothing(tmp_path, opening):
-    with pytest.raises(ValueError, match="01_first.ipynb, cell 3, in the paragraph of line 7: .* has no end"):
-        answered(tmp_path, f"One.\n\n```\na = 1\n```\n\n{opening}\n\nThe last words.")
+@pytest.mark.parametrize("part, problem", [
+    (r"$\argmin_x f$", "argmin_x"), (r"$\textcolor{red}{x}$", "textcolor"), (r"$\frac{a}$", "frac"),
+    ("```python\nx = 1\n\ny = 2", "has no end"), ("~~~", "has no end"), ("<!-- a note\n\nmore", "has no end"),
+    ("![a](lost.png)", "fetch resource lost.png"), ("\U0010fff0", "no font here has .*10fff0.*fonts-noto-cjk")])
+def test_what_cannot_be_printed_is_named_with_its_line_and_swallows_nothing(tmp_path, part, problem):
+    with pytest.raises(ValueError, match=f"(?s)01_first.ipynb, cell 3, in the paragraph of line 7: .*{problem}"):
+        answered(tmp_path, f"One.\n\n```\na = 1\n```\n\n{part}\n\nThe last words.")
+
+
+@pytest.mark.parametrize("written, line", [
+    ("discussion: |\n  One.\n\n  $\\lost{}$\n", 5), ("discussion: $\\lost$\n", 2),
+    ("name: 'A discussion: of it'\ndiscussion: >-\n  $\\lost$\n", 4), ("discussion:\n  $\\lost$\n", 3)])
+def test_an_error_in_the_discussion_names_its_line_in_the_file(tmp_path, written, line):
+    path = tmp_path / "report.yaml"
+    path.write_text(f"student_id: 0712345\n{written}", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"report.yaml, in the paragraph of line {line}: .*lost"):
+        pdf.try_words(details := Details.load(path), read_words(details, []), "")
 
 
 def test_a_picture_is_found_beside_report_yaml(tmp_path, monkeypatch):
@@ -129,8 +132,6 @@ def test_a_picture_is_found_beside_report_yaml(tmp_path, monkeypatch):
     assert "Small one" in shown and "my plot" not in shown
     images = [image for page in PdfReader(tmp_path / "run" / "report.pdf").pages for image in page.images]
     assert {image.image.size for image in images} == {(30, 20), (3000, 20)}
-    with pytest.raises(ValueError, match="(?s)line 1.*fetch resource lost.png"):
-        answered(tmp_path / "again", "![a](lost.png)")
 
 
 def test_the_pandoc_of_the_wheel_is_used_whatever_is_on_the_path(tmp_path, monkeypatch):
@@ -140,26 +141,21 @@ def test_the_pandoc_of_the_wheel_is_used_whatever_is_on_the_path(tmp_path, monke
     assert pdf.to_typst("*a*", pdf.STUDENT) == "#emph[a]"
 
 
-# ---- fonts ----
-
 def test_every_character_is_tested_against_the_fonts_that_are_there(monkeypatch):
-    pdf.require_fonts({"report.yaml": "Zoë Müller – ‘naïve’ β ∂ ½ 中"[:-2], "nothing": ""})
-    with pytest.raises(ValueError, match="report.yaml: no font here has \U0010fff0, .*fonts-noto-cjk"):
-        pdf.require_fonts({"report.yaml": "\U0010fff0", "another": "ab"})
-    monkeypatch.setattr(typst, "compile", partial(typst.compile, ignore_system_fonts=True))
-    with pytest.raises(ValueError, match="report.yaml, the folder 資料: no font here has ก 料 資"):
-        pdf.try_words(Details(name="ก"), [], "資料")
-    with pytest.raises(ValueError, match="01_first.ipynb, cell 3: no font here has 王"):
-        pdf.try_words(Details(), [Words("01_first.ipynb, cell 3", "01", "王")], "data")
+    common = "Zoë Müller – ‘naïve’ β ∂ ½"
+    pdf.try_words(Details(name=common), [Words("01_first.ipynb, cell 3", "01", f"{common} `{common}` $∂$")], common)
+    monkeypatch.setattr(typst, "Compiler", partial(typst.Compiler, ignore_system_fonts=True))
+    for details, text, folder, lost in ((Details(name="ก"), "", "", "ก"), (Details(language="zh"), "", "", "深以"),
+                                        (Details(), "", "資料", "資料"), (Details(), "a `王` b", "", "王")):
+        with pytest.raises(ValueError, match=f"no font here has [{lost}], "):
+            pdf.try_words(details, [Words("01_first.ipynb, cell 3", "01", text)], folder)
 
 
 def test_a_chinese_name_is_printed(tmp_path):
-    details = Details(student_id="0856001", name="王小明", language="zh")
     try:
-        pdf.try_words(details, [], "")
+        shown = build(tmp_path, details=Details(student_id="0856001", name="王小明", language="zh"))[1]
     except ValueError:
         pytest.skip("no font with Chinese glyphs on this machine (Debian: fonts-noto-cjk)")
-    shown = build(tmp_path, details=details)[1]
     assert "王小明" in shown and "學號" in shown
 
 
@@ -173,10 +169,9 @@ def test_answers_are_the_tagged_cells_without_the_words_that_were_there(tmp_path
         cell("### Your turn: why?\n\nThink of it.", "your-turn"), cell("*Your answer:*", "answer"), cell("Not this."),
         new_code_cell("1"), cell("**What?**", "your-turn"), cell("*Your answer:* Because\n\nof it.", "answer")]),
         tmp_path / "03_x.ipynb")
-    first, second, third = read_words(Details(discussion=" \n"), [tmp_path / "03_x.ipynb"])
-    assert first == Words("report.yaml", "discussion", "")
-    assert second == Words("03_x.ipynb, cell 2", "03", "", "Your turn: why?")
-    assert third == Words("03_x.ipynb, cell 6", "03", " Because\n\nof it.", "**What?**")
+    assert read_words(Details(discussion="Mine."), [tmp_path / "03_x.ipynb"]) == [
+        Words("report.yaml", "discussion", "Mine."), Words("03_x.ipynb, cell 2", "03", "", "Your turn: why?"),
+        Words("03_x.ipynb, cell 6", "03", " Because\n\nof it.", "**What?**")]
 
 
 def test_a_notebook_that_is_missing_or_torn_is_named(tmp_path):
@@ -189,25 +184,12 @@ def test_a_notebook_that_is_missing_or_torn_is_named(tmp_path):
 @pytest.mark.parametrize("content, problem", [("name: [", "expected the node"), ("- a", "valid dictionary"),
                                               ("id: 5", "id\n"), ("language: fr", "'en' or 'zh'"),
                                               ("name: [a, b]", "valid string"), ("name: \xe9", "utf-8")])
-def test_bad_details_are_named(tmp_path, content, problem):
+def test_bad_details_are_named_and_good_ones_are_read(tmp_path, content, problem):
     path = tmp_path / "report.yaml"
+    assert Details.load(path) == Details()
     path.write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=f"(?s)report.yaml.*{problem}.*The keys are student_id, name, language"):
         Details.load(path)
-
-
-@pytest.mark.parametrize("written, line", [("discussion: |\n  One.\n\n  $\\lost{}$\n", 5), ("discussion: $\\lost$\n", 2),
-                                           ("discussion: >-\n  $\\lost$\nname: A\n", 3)])
-def test_an_error_in_the_discussion_names_its_line_in_the_file(tmp_path, written, line):
-    path = tmp_path / "report.yaml"
-    path.write_text(f"student_id: 0712345\n{written}", encoding="utf-8")
-    with pytest.raises(ValueError, match=f"report.yaml, in the paragraph of line {line}: .*lost"):
-        pdf.try_words(details := Details.load(path), read_words(details, []), "")
-
-
-def test_details_are_read_and_without_a_file_they_are_empty(tmp_path):
-    path = tmp_path / "report.yaml"
-    assert Details.load(path) == Details()
     path.write_text("student_id: 0712345\nname: Zoë\n", encoding="utf-8")
     assert Details.load(path) == Details(student_id="0712345", name="Zoë")
 

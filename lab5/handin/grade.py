@@ -12,15 +12,16 @@ import os
 import re
 import shutil
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import permutations, product
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
 from pypdf import PdfReader
+from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 
 from lab5 import checkpoint
@@ -36,8 +37,9 @@ from lab5.workbook.run import RECORDED
 MEMBERS, UNPACKED = 10_000, 1 << 30             # the most files, and bytes, of a zip
 SETTINGS = list(product(("previous", "target"), map("".join, permutations("hzc")), ("early", "context", "latest")))
 TRIED = 4                                       # sequences on which these, which no pickle says, are compared
-COLUMNS = ("id", "name", "file", "report", "pages", "notebooks", "sources", "GIFs", "missing", "PSNR", "share",
-           "seconds", "remarks", "same weights as", "weights SHA-256", "zip SHA-256", "test set")
+COUNTED = {"notebooks": ".ipynb", "sources": ".py", "GIFs": ".gif"}
+COLUMNS = ("id", "name", "file", "report", "pages", *COUNTED, "missing", "PSNR", "share", "seconds", "remarks",
+           "same weights as", "weights SHA-256", "zip SHA-256", "test set")
 Row = dict[str, str]
 
 
@@ -51,7 +53,8 @@ def grade_folder(folder: Path, pack: Pack) -> Path:
     if not paths:
         raise ValueError(f"{folder}: holds no zip. Name the folder of the files DL_LAB5_<id>_<name>.zip")
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)       # its warnings would break the bar
-    recorded = _weights_sha(checkpoint.load_model(RECORDED / "best.safetensors")[0])
+    model, _ = checkpoint.load_model(RECORDED / "best.safetensors")
+    recorded = {"file": "the recorded run", "weights SHA-256": _weights_sha(model)}
     table = folder / "grades.csv"
     rows = _read_table(table)
     with tqdm(paths.items(), unit="zip") as bar:
@@ -71,23 +74,22 @@ def _cell(value: object) -> str:
 
 
 def _read_table(table: Path) -> dict[str, Row]:
-    try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines() if table.exists() else []
-        return {row["file"]: {column: row[column] for column in COLUMNS} for row in csv.DictReader(lines)}
-    except (ValueError, KeyError, csv.Error) as error:
-        raise ValueError(f"{table}: is not a table of this command ({error!r}); give it another name") from error
+    """The rows of an earlier call by their files; none where there is no table."""
+    lines = table.read_text(encoding="utf-8-sig", errors="replace").splitlines() if table.exists() else []
+    rows = csv.DictReader(lines)
+    if lines and tuple(rows.fieldnames) != COLUMNS:
+        raise ValueError(f"{table}: is not a table of this command; give it another name")
+    return {row["file"]: row for row in rows}
 
 
-def _write_table(table: Path, rows: list[Row], recorded: str) -> None:
+def _write_table(table: Path, rows: list[Row], recorded: Row) -> None:
     """Write the rows, each with the others that have its weights."""
-    owners = defaultdict(list, {recorded: ["the recorded run"]})
-    for row in rows:
-        owners[row.get("weights SHA-256")].append(row["file"])
     writer = csv.DictWriter(text := io.StringIO(), COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        same = owners[row["weights SHA-256"]] if row.get("weights SHA-256") else []
-        writer.writerow(row | {"same weights as": ", ".join(name for name in same if name != row["file"])})
+        same = [other["file"] for other in (recorded, *rows) if other is not row
+                and row.get("weights SHA-256") and row["weights SHA-256"] == other.get("weights SHA-256")]
+        writer.writerow(row | {"same weights as": ", ".join(same)})
     write_text(table, "\ufeff" + text.getvalue())               # the mark by which Excel knows UTF-8
 
 
@@ -100,13 +102,15 @@ def _grade(path: Path, pack: Pack) -> Row:
         remarks.append("is not named DL_LAB5_<id>_<name>.zip")
     with TemporaryDirectory() as folder, _told(remarks):
         names, report, weights = _unpack(path, Path(folder))
-        endings = [Path(name).suffix.lower() for name in names]
-        row |= {kind: str(endings.count(ending)) for kind, ending in (
-            ("notebooks", ".ipynb"), ("sources", ".py"), ("GIFs", ".gif"))}
+        endings = Counter(Path(name).suffix.lower() for name in names)
+        row |= {kind: str(endings[ending]) for kind, ending in COUNTED.items()}
         remarks += [f"{name} is a zip in the zip and was not opened" for name in names if name.lower().endswith(".zip")]
-        row |= _read_report(report, remarks) | _score(weights, pack, remarks)
-        missing = {"report": "pages" not in row, "source": not {".ipynb", ".py"} & {*endings},
-                   "GIF": ".gif" not in endings, "weights": not weights}
+        for name, copy in report.items():
+            with _told(remarks, name, copy):
+                row |= {"report": name, "pages": str(len(PdfReader(copy).pages))}
+        row |= _score(weights, pack, remarks)
+        missing = {"report": "pages" not in row, "source": not endings[".ipynb"] + endings[".py"],
+                   "GIF": not endings[".gif"], "weights": not weights}
         row["missing"] = ", ".join(part for part, absent in missing.items() if absent)
     return row | {"seconds": f"{time.monotonic() - begun:.0f}", "remarks": "; ".join(remarks)}
 
@@ -129,7 +133,7 @@ def _unpack(path: Path, folder: Path) -> tuple[list[str], dict[str, Path], dict[
             raise ValueError(f"refused: it declares {len(members):,} files of {size >> 20:,} MiB, and at most "
                              f"{MEMBERS:,} of {UNPACKED >> 20:,} MiB are read")
         for name in archive.namelist():
-            if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+            if (place := PureWindowsPath(name)).anchor or ".." in place.parts:
                 raise ValueError(f"refused: {name!r} leads out of the folder that it is unpacked in")
         members = [member for member in members if not (member.is_dir() or "__MACOSX" in member.filename)]
         names = [member.filename for member in members]
@@ -144,45 +148,27 @@ def _unpack(path: Path, folder: Path) -> tuple[list[str], dict[str, Path], dict[
     return names, *({name: copies[name] for name in part} for part in (reports, weights))
 
 
-def _read_report(report: dict[str, Path], remarks: list[str]) -> Row:
-    """The report's name and number of pages, or nothing where it cannot be read."""
-    for name, copy in report.items():
-        with _told(remarks, name, copy):
-            if not copy.read_bytes().startswith(b"%PDF"):
-                raise ValueError(f"{name} does not begin with %PDF")
-            return {"report": name, "pages": str(len(PdfReader(copy).pages))}
-    return {}
-
-
 def _score(weights: dict[str, Path], pack: Pack, remarks: list[str]) -> Row:
-    """The score of the model that is best on a few sequences, or nothing where no weights can be read."""
-    best, chosen, remark = -1.0, None, ""
+    """The score of the model that is best on a few sequences, or nothing where no weights can be read.
+
+    Each is given the lab's context frames and predicts the lab's number, whatever its own settings are.
+    """
+    best, chosen, remark, lab = -1.0, None, "", Config()
     for name, copy in weights.items():
         with _told(remarks, name, copy):
-            for model, settings in _models(name, copy):
+            for settings in [()] if name.endswith(".safetensors") else SETTINGS:
+                model = convert(copy, *settings) if settings else checkpoint.load_model(copy)[0]
+                own = model.to(choose_device()).config
+                model.config = own.replace(n_past=lab.n_past, n_future=lab.n_future)
                 if (score := _psnr(model, pack, TRIED)) > best:                 # NaN is not
-                    best, chosen, remark = score, model, f"scored {name}{settings}"
+                    best, chosen, remark = score, model, f"scored {name}, made for {own.n_past} + {own.n_future} frames"
+                    if settings:
+                        remark += f", with condition {own.condition}, order {settings[1]}, skip {settings[2]}"
     if chosen is None:
         return {}
     remarks.append(remark)
     score = _psnr(chosen, pack)
     return {"PSNR": f"{score:.3f}", "share": f"{grade(score):.1f}", "weights SHA-256": _weights_sha(chosen)}
-
-
-def _models(name: str, copy: Path) -> Iterator[tuple[CVAE, str]]:
-    """The model of a checkpoint, or of the template's under all settings that it does not say; and what was assumed.
-
-    Each is given the lab's context frames and predicts the lab's number, whatever its own settings are.
-    """
-    ours, lab = name.endswith(".safetensors"), Config()
-    for settings in [()] if ours else SETTINGS:
-        model = checkpoint.load_model(copy)[0] if ours else convert(copy, *settings)
-        own = model.config
-        said = "" if ours else f" with condition {own.condition}, order {settings[1]}, skip {settings[2]}"
-        if (own.n_past, own.n_future) != (lab.n_past, lab.n_future):
-            said += f", made for {own.n_past} + {own.n_future} frames"
-        model.config = own.replace(n_past=lab.n_past, n_future=lab.n_future)
-        yield model.to(choose_device()), said
 
 
 def _psnr(model: CVAE, pack: Pack, limit: int | None = None) -> float:
@@ -191,8 +177,6 @@ def _psnr(model: CVAE, pack: Pack, limit: int | None = None) -> float:
 
 
 def _weights_sha(model: CVAE) -> str:
-    """Of the numbers as they are in memory, which saving them again does not change."""
-    digest = hashlib.sha256()
-    for _, tensor in sorted(model.state_dict().items()):
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    """Of the numbers as they are in memory, which saving them again with other facts does not change."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return hashlib.sha256(to_bytes(tensors)).hexdigest()[:12]

@@ -35,18 +35,17 @@ def fill(lab: Run) -> str:
         "won": int((graded > each["repeat_last"]).sum()), "minutes": sum(record["seconds"] for record in history) / 60,
         "parameters": sum(weight.numel() for weight in lab.model().parameters()), "full_marks": GRADES[0][0],
         "extras": ", ".join(name.replace("_", " ") for name in sweep.PLAIN if getattr(lab.config, name)) or "none"}
-    blocks = {"proof": "\n\n".join(cell.source for cell, tags in cells
-                                   if "report-code" in tags and not cell.source.startswith("show.")),
-              "printed": "".join(output.get("text", "") for cell, tags in cells if "report-output" in tags
-                                 for output in cell.outputs)}
+    proof = (cell.source for cell, tags in cells if "report-code" in tags and not cell.source.startswith("show."))
+    printed = (output.get("text", "") for cell, tags in cells if "report-output" in tags for output in cell.outputs)
+    blocks = {"proof": "\n\n".join(proof), "printed": "".join(printed).rstrip()}
 
     def value(name: re.Match) -> str:
-        if name[1].startswith("source "):
-            return _listing(*name[1].removeprefix("source ").split(":"))
-        if name[1].startswith("comparison "):
-            table = sweep.report(sweep.read(sweep.RECORDED / f"{name[1].replace(' ', '_')}.csv"))
-            return re.sub(r" (?=[[+−-]\d?)", "\N{NO-BREAK SPACE}", table)          # of an interval
-        return blocks[name[1]].rstrip() if name[1] in blocks else escape(f"{{{name[1]}}}".format(**values))
+        kind, _, rest = name[1].partition(" ")
+        if kind == "source":
+            return _listing(*rest.split(":"))
+        if kind == "comparison":
+            return sweep.report(sweep.read(sweep.RECORDED / f"comparison_{rest}.csv"))
+        return blocks[kind] if kind in blocks else escape(f"{{{name[1]}}}".format(**values))
 
     return re.sub(r"\{\{(.+?)\}\}", value, PAPER.read_text(encoding="utf-8"))
 

@@ -18,12 +18,15 @@ from lab5.handin.words import Details, Words
 from lab5.workbook.run import PROJECT
 
 TEMPLATE = Path(__file__).with_name("report.typ")
-PANDOC = shutil.which("pandoc", path=str(Path(pypandoc.__file__).with_name("files")))  # the wheel's, not the PATH's
+PANDOC = Path(pypandoc.__file__).with_name("files") / "pandoc"                  # the wheel's, not the PATH's
 PAPER = "markdown-citations"                    # what pandoc reads: paper.md
 STUDENT = "commonmark+implicit_figures+pipe_tables+smart+tex_math_dollars"      # ... and what a student writes
 SPACED = re.compile(r"(!\[[^]\n]*\]\()([^<>()\n]* [^<>()\n]*\.\w+)\)")          # a picture with a space in its name
 END = "endofthestudentswords"
-TYPEFACE = sorted(Path(matplotlib.get_data_path()).glob("fonts/ttf/STIXGeneral*.ttf"))      # that of the figures
+NO_FONT = ("no font here has {}, and the PDF would show a box. Install one, e.g. `apt-get install fonts-noto-cjk` for "
+           "Chinese, `fonts-noto-core` for most scripts, or put a font's file into ~/.local/share/fonts (Linux) or "
+           "~/Library/Fonts (macOS); or write it in other characters")
+TYPEFACE = sorted((Path(matplotlib.get_data_path()) / "fonts" / "ttf").glob("STIXGeneral*"))      # the figures'
 
 
 def to_typst(text: str, reader: str, *options: str, folder: Path | None = None) -> str:
@@ -38,14 +41,24 @@ def to_typst(text: str, reader: str, *options: str, folder: Path | None = None) 
 
 
 def _compiler(run: Path, body: str, details: Details) -> typst.Compiler:
-    """Typst with ``RUN/report``: report.typ, which is the template and under it the body, and the fonts."""
-    main = run / "report" / TEMPLATE.name
+    """Typst with ``RUN/report/report.typ``, which is the template and under it the body.
+
+    Raises ValueError where no font has a character of it: the export as PDF/A, which can hold no figures, refuses that.
+    """
+    main, facts = run / "report" / TEMPLATE.name, details.model_dump() | {"date": date.today().isoformat()}
     main.parent.mkdir(parents=True, exist_ok=True)
-    for font in TYPEFACE:
+    for font in TYPEFACE:                                       # alone: one of the others has a box for every character
         shutil.copy(font, main.parent)
     write_text(main, TEMPLATE.read_text(encoding="utf-8") + body)
-    facts = {**details.model_dump(), "date": date.today().isoformat()}
-    return typst.Compiler(main, root=run, font_paths=[main.parent], sys_inputs={"facts": json.dumps(facts)})
+    text, whole = (typst.Compiler(main, root=run, font_paths=[main.parent], sys_inputs={"facts": json.dumps(
+        facts | {"pictures": pictures})}) for pictures in (False, True))
+    try:
+        text.compile(format="pdf", pdf_standards="a-2b")
+    except RuntimeError as error:
+        if lost := re.search(r'the text `"(.+?)"` could not be displayed', str(error)):
+            raise ValueError(NO_FONT.format(lost[1])) from error
+        raise
+    return whole
 
 
 def convert(words: Words, run: Path) -> str:
@@ -54,12 +67,12 @@ def convert(words: Words, run: Path) -> str:
     Pictures are looked for beside report.yaml and copied to ``RUN/report``. Raises ValueError.
     """
     def attempt(text: str) -> str:
-        *body, end = to_typst(SPACED.sub(r"\1<\2>)", text) + f"\n\n{END}", STUDENT, "--extract-media=media",
-                              f"--resource-path={PROJECT}", "--shift-heading-level-by=2", folder=report).split("\n")
-        if end != END:
+        body = to_typst(SPACED.sub(r"\1<\2>)", text) + f"\n\n{END}", STUDENT, "--extract-media=media",
+                        f"--resource-path={PROJECT}", "--shift-heading-level-by=2", folder=report)
+        if not body.endswith(END):
             raise ValueError("a fence (``` or ~~~) or a comment (<!--) begins here and has no end")
-        _compiler(run, "\n".join(body), Details()).compile(format="pdf")
-        return "\n".join(body)
+        _compiler(run, body := body.removesuffix(END), Details()).compile(format="pdf")
+        return body
 
     (report := run / "report").mkdir(parents=True, exist_ok=True)
     try:
@@ -74,29 +87,11 @@ def convert(words: Words, run: Path) -> str:
 
 
 def try_words(details: Details, words: list[Words], folder: str) -> None:
-    """Raise ValueError where something that is in the student's hand cannot be printed; `folder` is that of the data."""
-    require_fonts({"report.yaml": details.name + details.student_id, f"the folder {folder}": folder,
-                   **{part.origin: part.text for part in words}})
+    """Raise ValueError where something that is the student's cannot be printed; `folder` is the name of the data's."""
     with TemporaryDirectory() as aside:
-        for part in filter(lambda part: part.text, words):
+        _compiler(Path(aside), f"#{json.dumps(folder, ensure_ascii=False)}", details)
+        for part in (part for part in words if part.text.strip()):
             convert(part, Path(aside))
-
-
-def require_fonts(printed: dict[str, str]) -> None:
-    """Raise ValueError where no font, the embedded ones included, has a character of the texts (origin -> text).
-
-    Every character is drawn alone: one that no font has looks like one that no font can have.
-    """
-    unusual = sorted({character for text in printed.values() for character in text if not character.isascii()})
-    pages = typst.compile("#pagebreak()".join(
-        f'#text("\\u{{{ord(character):x}}}")' for character in ("\U0010fffd", "a", *unusual)).encode(), format="svg")
-    nothing, _, *glyphs = [set(re.findall(rb'href="#(g\w+)"', page)) for page in pages]
-    if lost := [character for character, glyph in zip(unusual, glyphs, strict=True) if glyph & nothing]:
-        where = [origin for origin, text in printed.items() if set(lost) & set(text)]
-        raise ValueError(
-            f"{', '.join(where)}: no font here has {' '.join(lost[:12])}, and the PDF would show boxes. Install one, "
-            "e.g. `apt-get install fonts-noto-cjk` for Chinese, `fonts-noto-core` for most scripts, or put a font's "
-            "file into ~/.local/share/fonts (Linux) or ~/Library/Fonts (macOS); or write it in other characters")
 
 
 def build(run: Path, paper: str, details: Details, words: list[Words]) -> dict[str, int]:
@@ -113,9 +108,8 @@ def build(run: Path, paper: str, details: Details, words: list[Words]) -> dict[s
     body = to_typst(re.sub(r"(?<!\w)@([a-z]+-[\w-]+)", r"`@\1`{=typst}", paper), PAPER)
     for place in re.findall(r"//own-(\w+)", body):
         own = [f"#own[{to_typst(part.question, PAPER)}][\n{convert(part, run)}\n]" for part in words
-               if part.text and part.place == place]
+               if part.text.strip() and part.place == place]
         body = body.replace(f"//own-{place}", "\n".join(own))
-    require_fonts({"the report": body + TEMPLATE.read_text(encoding="utf-8") * (details.language == "zh")})
     compiler = _compiler(run, body, details)
     write_atomically(run / "report.pdf", lambda path: path.write_bytes(compiler.compile(format="pdf")))
     return dict(json.loads(compiler.query("<places>", field="value", one=True)))

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -15,8 +14,9 @@ from tqdm.auto import tqdm
 from lab5.evaluation import Evaluation, evaluate
 from lab5.handin.paper import fill
 from lab5.handin.pdf import build
-from lab5.handin.rubric import check, describe
+from lab5.handin.rubric import check, summary
 from lab5.handin.words import Details, read_words
+from lab5.training import read_history
 from lab5.workbook.run import PROJECT, RECORDED, Run, open_run
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -51,7 +51,7 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
                       f"HOME: `HOME={gettempdir()} lab5 report`")
     lab.prepare()
     with tqdm(notebooks, unit="notebook") as bar:
-        threading.Thread(target=_show_epochs, args=(lab.folder, bar), daemon=True).start()
+        threading.Thread(target=_show_epochs, args=(lab, bar), daemon=True).start()
         for notebook in bar:
             bar.set_description(notebook.stem)
             _execute(notebook, lab.folder / "notebooks" / notebook.name, parameters)
@@ -76,26 +76,16 @@ def _execute(notebook: Path, target: Path, parameters: dict[str, str]) -> None:
                       "folder writable, or choose another run folder; the same command starts again") from error
 
 
-def _show_epochs(run: Path, bar: tqdm) -> None:
-    """Show on the bar, once per second until it is closed, how far the newest training is."""
-    begun = time.time()
+def _show_epochs(lab: Run, bar: tqdm) -> None:
+    """Show on the bar, once per second until it is closed, how far the training is."""
     while not bar.disable:
         time.sleep(1)
-        with suppress(OSError, ValueError):                     # of a history that is being replaced, of no history
-            newest = max(run.rglob("history.jsonl"), key=lambda path: path.stat().st_mtime)
-            if newest.stat().st_mtime > begun:
-                bar.set_postfix_str(f"{newest.parent.name}: epoch {len(newest.read_text().splitlines())}")
+        bar.set_postfix_str(f"{len(read_history(lab.folder))} of {lab.config.epochs} epochs")
 
 
 def build_pdf(lab: Run, details: Details) -> tuple[str, bool]:
-    """Write ``RUN/report.pdf``; returns what `rubric.check` does. Raises what `paper.fill` and `pdf.build` raise.
-
-    A student writes in ``notebooks``; a run's copies of them, which may be older, count where nothing is written there.
-    """
+    """Write ``RUN/report.pdf``; returns what `rubric.check` does. Raises what `paper.fill` and `pdf.build` raise."""
     text, words = fill(lab), read_words(details, find_notebooks())
-    copies = read_words(details, [lab.folder / "notebooks" / path.name for path in find_notebooks()])
-    if len(copies) == len(words):
-        words = [part if part.text else copy for part, copy in zip(words, copies, strict=True)]
     return check(lab, text, details, words, pages=build(lab.folder, text, details, words))
 
 
@@ -103,10 +93,4 @@ def demo() -> str:
     """Score the recorded run's weights again on the whole test split; the result beside what is recorded."""
     lab, recorded = open_run("standard", str(RECORDED)), Evaluation.load(RECORDED / "evaluation" / "test")
     scores = evaluate(lab.model(), lab.pack("test"), protocols=("prior_sample", "repeat_last", "copy_previous"))
-    return f"\n{scores.table()}\n\nnow: {describe(lab, scores)}\nrecorded: {describe(lab, recorded)}"
-
-
-def summary(lab: Run, **other: int) -> str:
-    """What was scored, the grade, and where everything is; `other` are `Run.evaluation`'s."""
-    scores = lab.evaluation(**other)
-    return f"\n{scores.table()}\n\n{describe(lab, scores)}\nall files: {lab.folder}"
+    return f"\n{summary(lab, scores)}\nrecorded: {recorded.average('prior_sample')[0]:.2f} dB"

@@ -38,7 +38,7 @@ def check(lab: Run, text: str, details: Details, words: list[Words], pages: dict
         missing["fig-gif"] = f"no GIF is in {lab.folder / 'figures'}; notebook 07 exports some"
     lines = [f"{'MISSING' if label in missing else 'ok':7}  {marks or '':>2}  {point:47}  "
              f"{missing.get(label) or f'page {pages[label]}'}" for point, marks, label in POINTS]
-    lines += ["", describe(lab, lab.evaluation()),
+    lines += ["", summary(lab, lab.evaluation()),
               "20 more marks are for the demo's questions; notebooks 01 to 08 close with what to say", "",
               "What you wrote yourself, in words:",
               *(f"{len(part.text.split()) or 'EMPTY':>7}  {part.origin}: {shorten(part.question or part.place, 80)}"
@@ -48,8 +48,8 @@ def check(lab: Run, text: str, details: Details, words: list[Words], pages: dict
     return "\n".join(lines), not missing
 
 
-def describe(lab: Run, scores: Evaluation) -> str:
-    """The graded score, and on what."""
+def summary(lab: Run, scores: Evaluation) -> str:
+    """Scores as a table, the grade that they earn, and where everything is."""
     mean, half = scores.average("prior_sample")
-    return (f"{mean:.2f} ± {half:.2f} dB average PSNR over {len(scores.names)} test sequences of {lab.data_name}, "
-            f"a grade of {scores.grade:.0%}")
+    return (f"{scores.table()}\n\n{mean:.2f} ± {half:.2f} dB average PSNR over {len(scores.names)} test sequences of "
+            f"{lab.data_name}, a grade of {scores.grade:.0%}\nall files: {lab.folder}")

@@ -1,5 +1,6 @@
 """What only the student can write: the title, the discussion, and the answers in the notebooks."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,9 +39,9 @@ class Details(BaseModel, frozen=True, extra="forbid"):
             details = cls.model_validate(yaml.load(text, yaml.BaseLoader) or {})
         except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"{path}: {error}\nThe keys are {', '.join(cls.model_fields)}; each has a text") from error
-        above = [value.start_mark.line + (value.style in ("|", ">")) for key, value in (
-            yaml.compose(text, yaml.BaseLoader).value if details.discussion else ()) if key.value == "discussion"]
-        return details.model_copy(update={"discussion": "\n" * sum(above) + details.discussion})
+        above = re.search(r"(?ms)\A.*?^discussion:\s*([|>].*?\n)?", text)
+        padding = "\n" * above[0].count("\n") if above else ""
+        return details.model_copy(update={"discussion": padding + details.discussion})
 
 
 def read_cells(path: Path) -> list:
@@ -52,7 +53,7 @@ def read_cells(path: Path) -> list:
 
 
 def read_words(details: Details, notebooks: Iterable[Path]) -> list[Words]:
-    """The discussion and every answer; the text is "" where the student wrote nothing.
+    """The discussion and every answer, also those that are blank.
 
     An answer is a cell with tag ``answer``; the first line of the cell above it with tag ``your-turn`` is its question.
     """
@@ -64,4 +65,4 @@ def read_words(details: Details, notebooks: Iterable[Path]) -> list[Words]:
             if "answer" in cell.metadata.get("tags", []):
                 found.append(Words(f"{path.name}, cell {number}", path.name[:2], cell.source.replace(ANSWER, ""),
                                    question))
-    return [words._replace(text=words.text * bool(words.text.strip())) for words in found]
+    return found
