@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torchvision.utils import make_grid
 
 from lab5.files import write_atomically
-from lab5.workbook.figures import GREY, INK, TEAL, VERMILION, WIDTH, canvas, styled
+from lab5.workbook.figures import GREY, INK, TEAL, VERMILION, WIDTH, canvas, few_colours, styled
 
 CONTEXT, PREDICTED = TEAL, VERMILION            # the two kinds of frame, in every picture
 BORDER, GAP = 2, 2                              # pixels around a frame and between frames
@@ -120,9 +120,11 @@ def panels(videos: dict[str, np.ndarray], *, n_past: int) -> np.ndarray:
 
 
 def gif(path: Path, videos: dict[str, np.ndarray], *, n_past: int) -> None:
-    """Write the pictures of `panels`, 4 per second, as a GIF that loops for ever."""
+    """Write the pictures of `panels`, 4 per second, as a GIF that loops for ever, all in the same 256 colours."""
     pictures = panels(videos, n_past=n_past)
-    write_atomically(path, lambda part: iio.imwrite(part, pictures, extension=".gif", duration=250, loop=0))
+    alike = few_colours(Image.fromarray(np.concatenate(pictures))).convert("RGB")       # below one another
+    content = iio.imwrite("<bytes>", np.reshape(alike, pictures.shape), extension=".gif", duration=250, loop=0)
+    write_atomically(path, lambda part: part.write_bytes(content))
 
 
 def _stack(videos: dict[str, np.ndarray]) -> np.ndarray:
