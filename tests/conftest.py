@@ -42,10 +42,15 @@ def bair_root() -> Path:
     return BAIR_SAMPLE
 
 
-def start(*arguments, **options):
+def begin(code, *arguments):
+    """Python code in a process of its own."""
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+
+def start(*arguments):
     """The command `lab5` in a process of its own."""
-    return subprocess.Popen([sys.executable, "-m", "lab5.cli", *map(str, arguments)], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, **options)
+    return begin("import sys; from lab5.cli import main; sys.exit(main())", *arguments)
 
 
 def finish(process):

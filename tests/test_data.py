@@ -6,8 +6,6 @@ import random
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from itertools import product
@@ -17,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import begin
 from PIL import Image
 
 from lab5 import data
@@ -224,25 +223,23 @@ def test_opening_a_pack_touches_no_sequence(lab, tmp_path, monkeypatch):
     assert pickle.loads(parcel := pickle.dumps(after)).names == before.names and len(parcel) < 1000
 
 
-def test_killed_at_any_moment_the_next_calls_end_with_the_same_bytes_and_one_of_them_packs(tmp_path):
-    def process():
-        code = "import sys; from lab5.formats.tree import *; print(flush=True); open_or_pack(sys.argv[1], 'test')"
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-c", code, root], **pipes)
+PACK = "import sys; from lab5.formats.tree import *; print(flush=True); open_or_pack(sys.argv[1], 'test')"
 
+
+def test_killed_at_any_moment_the_next_calls_end_with_the_same_bytes_and_one_of_them_packs(tmp_path):
     root = write_tree(tmp_path, 60, ["test"])
     open_or_pack(root, "test", progress=False)
     whole = content(root)
     for _ in range(4):
         shutil.rmtree(root / "packed/test", ignore_errors=True)
-        killed = process()
+        killed = begin(PACK, root)
         killed.stdout.readline()                                # everything is imported
         time.sleep(random.uniform(0, 0.3))
         killed.kill()
         killed.communicate()
         assert content(root) in ({}, whole)
     shutil.rmtree(root / "packed/test", ignore_errors=True)
-    printed = [each.communicate()[1] for each in [process() for _ in range(3)]]
+    printed = [each.communicate()[0] for each in [begin(PACK, root) for _ in range(3)]]
     assert content(root) == whole and not list(root.glob("packed/.*"))
     assert ["packing test: 100%" in text for text in sorted(printed)] == [False, False, True], printed
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import contents, finish, wait_until, weights
+from conftest import begin, contents, finish, wait_until, weights
 from test_training import exact
 
 from lab5 import checkpoint, files
@@ -31,12 +31,6 @@ from lab5.workbook import sweep
 from lab5.workbook.run import Run
 
 # Kills ---------------------------------------------------------------------------------------------------
-
-def begin(code, *arguments):
-    """Python code in a process of its own; what it prints ends with the last of the processes that it starts."""
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)
-
 
 KILLS = """
 import json, os, random, signal, sys, time
