@@ -44,7 +44,7 @@ FIGURES = {
     "strip": lambda: film.strip({"truth": video(), "prediction": video()}, n_past=N_PAST, psnr=np.linspace(25, 20, 10)),
     "strip with a map": lambda: film.strip({"truth": video(12, 32)}, n_past=N_PAST, psnr=np.linspace(25, 20, 10),
                                            maps={"difference": 90 * RNG.random((12, 32, 32))}, lines=2),
-    "strip of 30": lambda: film.strip({"truth": video(30)}, n_past=N_PAST, psnr=np.linspace(25, 20, 28)),
+    "strip of 30": lambda: film.strip({"truth": video(30)}, n_past=N_PAST, psnr=np.linspace(25, 20, 28), lines=2),
     "psnr_over_time": lambda: figures.psnr_over_time(CURVES, n_past=N_PAST),
     "psnr_distribution": lambda: figures.psnr_distribution({name: values.mean(axis=1) for name, values in CURVES.items()}),
     "schedules": lambda: figures.schedules({"up": np.linspace(0, 1, 9), "flat": np.ones(9), "off": np.zeros(9)}),

@@ -22,7 +22,6 @@ CONTEXT, PREDICTED = TEAL, VERMILION            # the two kinds of frame, in eve
 BORDER, GAP = 2, 2                              # pixels around a frame and between frames
 SHARP = 4                                       # side of a frame's pixel in a strip: viewers smooth small images
 MOVING = 3                                      # ... and in a GIF: four panels fit the width of a notebook
-MOST = 16                                       # numbers over or under a strip
 HEAT = matplotlib.colormaps["magma_r"]          # of differences; 0 is the lightest
 
 
@@ -60,12 +59,11 @@ def strip(rows: dict[str, np.ndarray], *, n_past: int, psnr: np.ndarray | None =
 def _line(axes: Axes, cells: np.ndarray, names: list[str], numbers: np.ndarray, n_past: int,
           scores: np.ndarray) -> None:
     """Draw framed cells (rows, T, H, W, 3) as a grid, with names to the left, numbers above and scores below."""
-    T, every = cells.shape[1], -(-cells.shape[1] // MOST)
-    images = torch.from_numpy(cells).flatten(0, 1).permute(0, 3, 1, 2)
+    T, images = cells.shape[1], torch.from_numpy(cells).flatten(0, 1).permute(0, 3, 1, 2)
     grid = make_grid(images, nrow=T, padding=GAP, pad_value=255).permute(1, 2, 0).numpy()
     pitch_y, pitch_x = np.array(cells.shape[2:4]) + GAP
     axes.imshow(_sharp(grid, SHARP), extent=(-0.5, grid.shape[1] - 0.5, grid.shape[0] - 0.5, -0.5))
-    axes.set_xticks((GAP + pitch_x * np.arange(1, 2 * T, 2) - 1)[::every] / 2, numbers[::every], color=GREY, size=8.2)
+    axes.set_xticks((GAP + pitch_x * np.arange(1, 2 * T, 2) - 1) / 2, numbers, color=GREY, size=8.2)
     axes.set_yticks((GAP + pitch_y * np.arange(1, 2 * len(names), 2) - 1) / 2, names, color=INK, size=8.8)
     axes.xaxis.tick_top()
     first = int((numbers < n_past).sum())
@@ -74,7 +72,7 @@ def _line(axes: Axes, cells: np.ndarray, names: list[str], numbers: np.ndarray, 
                       size=8.2)
     if any(scores):
         below = axes.secondary_xaxis("bottom")
-        below.set_xticks(axes.get_xticks(), scores[::every], size=8.2)
+        below.set_xticks(axes.get_xticks(), scores, size=8.2)
         axes.annotate("PSNR [dB]", (0, 0), (-3, -2), "axes fraction", "offset points", ha="right", va="top")
     for bare in (axes, *axes.child_axes):
         bare.tick_params(length=0, pad=2)
