@@ -47,7 +47,8 @@ def fill(lab: Run) -> str:
             return sweep.report(sweep.read(sweep.RECORDED / f"comparison_{rest}.csv"))
         return blocks[kind] if kind in blocks else escape(f"{{{name[1]}}}".format(**values))
 
-    return re.sub(r"\{\{(.+?)\}\}", value, PAPER.read_text(encoding="utf-8"))
+    text = re.sub(r"\{\{(.+?)\}\}", value, PAPER.read_text(encoding="utf-8"))
+    return re.sub(r"(?m)^(?=.{96})(.*\S) +# .*$", r"\1", text)                  # a comment that a page is too narrow for
 
 
 def escape(text: str) -> str:
@@ -56,6 +57,9 @@ def escape(text: str) -> str:
 
 
 def _listing(module: str, name: str) -> str:
-    """The source of a class or function without its docstrings."""
+    """The source of a function without its docstring and the types of its parameters, which make its lines too long."""
     source = inspect.getsource(attrgetter(name)(import_module(module)))
-    return textwrap.dedent(re.sub(r'^ *""".*?"""\n+', "", source, flags=re.M | re.S)).rstrip()
+    source = re.sub(r'^ *""".*?"""\n+', "", source, flags=re.M | re.S)
+    header = re.search(r"def \w+\([^)]*\).*:\n", source)[0]
+    untyped = re.sub(r": [\w.]+( \| None)?|\).*", "", header).replace(" = ", "=")
+    return textwrap.dedent(source.replace(header, " ".join(untyped.split()) + "):\n")).rstrip()

@@ -15,7 +15,7 @@ POINTS = (                                      # a point, its marks (0: in thos
     ("Implementation: training", 0, "sec-training"),
     ("Teacher forcing: idea, benefits, drawbacks", 0, "sec-forcing"),
     ("Proof of ratio 0 in testing", 0, "lst-proof"),
-    ("A GIF of one test sequence", 5, "fig-gif"),
+    ("A GIF of one test sequence", 5, "sec-motion"),
     ("The prediction at each time step", 5, "fig-strip"),
     ("Curves of losses, PSNR and ratios", 5, "fig-curves"),
     ("Discussion by setting", 15, "sec-discussion"),
@@ -35,7 +35,7 @@ def check(lab: Run, text: str, details: Details, words: list[Words], pages: dict
     if PROOF not in text:
         missing["lst-proof"] = f"notebook 03 did not print {PROOF!r}"
     if not any((lab.folder / "figures").glob("*.gif")):
-        missing["fig-gif"] = f"no GIF is in {lab.folder / 'figures'}; notebook 07 exports some"
+        missing["sec-motion"] = f"no GIF is in {lab.folder / 'figures'}; notebook 07 exports some"
     lines = [f"{'MISSING' if label in missing else 'ok':7}  {marks or '':>2}  {point:47}  "
              f"{missing.get(label) or f'page {pages[label]}'}" for point, marks, label in POINTS]
     lines += ["", summary(lab, lab.evaluation()),
