@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -12,6 +13,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from tqdm.auto import tqdm
 
 from lab5.evaluation import Evaluation, evaluate
+from lab5.files import each
 from lab5.handin.paper import fill
 from lab5.handin.pdf import build
 from lab5.handin.rubric import check, summary
@@ -20,6 +22,7 @@ from lab5.training import read_history
 from lab5.workbook.run import PROJECT, RECORDED, Run, open_run
 
 NOTEBOOKS = PROJECT / "notebooks"
+TRAINING = "04_training"                        # the notebook that trains
 
 
 class Kernel(AsyncKernelManager):
@@ -39,10 +42,10 @@ def find_notebooks(only: list[str] | None = None) -> list[Path]:
 
 
 def run_report(preset: str, run: str = "", data: str = "", only: list[str] | None = None) -> Run:
-    """Execute the notebooks in order; copies with their outputs go to ``RUN/notebooks``, figures to ``RUN/figures``.
+    """Execute the notebooks; copies with their outputs go to ``RUN/notebooks``, figures to ``RUN/figures``.
 
-    Raises ValueError on an unknown preset or notebook, OSError without a home folder, RuntimeError where a notebook
-    stopped.
+    Two run at a time, but for the training, which has the machine to itself; those after it share its scores. Raises
+    ValueError on an unknown preset or notebook, OSError without a home folder, RuntimeError where a notebook stopped.
     """
     lab, notebooks = open_run(preset, run, data), find_notebooks(only)
     parameters = {"preset": preset, "run": str(lab.folder), "data": str(lab.data) if data else ""}
@@ -50,17 +53,25 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
         raise OSError(f"{home}: there is no such home folder, or it cannot be written, and Jupyter needs one. Set "
                       f"HOME: `HOME={gettempdir()} lab5 report`")
     lab.prepare()
-    with tqdm(notebooks, unit="notebook") as bar:
+    execute = partial(_execute, lab.folder / "notebooks", parameters)
+    before = [path for path in notebooks if path.stem < TRAINING]
+    training = [path for path in notebooks if path.stem == TRAINING]
+    after = [path for path in notebooks if path.stem > TRAINING]
+    with tqdm(total=len(notebooks), unit="notebook") as bar:
         threading.Thread(target=_show_epochs, args=(lab, bar), daemon=True).start()
-        for notebook in bar:
-            bar.set_description(notebook.stem)
-            _execute(notebook, lab.folder / "notebooks" / notebook.name, parameters)
+        for stage in filter(None, (before, training, after)):
+            bar.set_description("notebooks " + "–".join(sorted({stage[0].stem[:2], stage[-1].stem[:2]})))
+            for _ in each(execute, stage, workers=2):
+                bar.update()
+            if stage is training:
+                lab.evaluation(progress=False)
     return lab
 
 
-def _execute(notebook: Path, target: Path, parameters: dict[str, str]) -> None:
+def _execute(folder: Path, parameters: dict[str, str], notebook: Path) -> None:
+    target = folder / notebook.name
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         places = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, target)]
         papermill.execute_notebook(
             *places, parameters, kernel_name="python3", kernel_manager_class=Kernel, cwd=str(notebook.parent),
