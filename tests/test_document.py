@@ -205,6 +205,15 @@ def test_every_figure_table_and_listing_of_the_paper_is_named_in_its_text_once_s
     assert not re.search(r"[Nn]otebook|[Ss]ection \d", text)
 
 
+def test_listings_are_short_enough_for_the_page():
+    """But for a few lines, which go on under themselves; types and docstrings are left out, and nothing else."""
+    named = re.findall(r"\{\{source (.+?):(.+?)\}\}", paper.PAPER.read_text(encoding="utf-8"))
+    lines = [line for name in named for line in paper._listing(*name).splitlines()]
+    assert len(named) == 7 and sum(len(line) > 95 for line in lines) <= 4
+    assert "def gaussian_kl(mu, logvar, prior_mu=None, prior_logvar=None):" in lines
+    assert not [line for line in lines if "Tensor" in line or '"""' in line]
+
+
 def test_every_reference_of_the_paper_is_cited():
     text, _, references = paper.PAPER.read_text(encoding="utf-8").partition("# References")
     entries = re.findall(r"^([A-Z][\w' ]+?), .*?\((\d{4})\)\.", references, re.M)

@@ -48,7 +48,7 @@ def fill(lab: Run) -> str:
         return blocks[kind] if kind in blocks else escape(f"{{{name[1]}}}".format(**values))
 
     text = re.sub(r"\{\{(.+?)\}\}", value, PAPER.read_text(encoding="utf-8"))
-    return re.sub(r"(?m)^(?=.{96})(.*\S) +# .*$", r"\1", text)                  # a comment that a page is too narrow for
+    return re.sub(r"(?m)^(?=.{96})(.*\S) +# .*$", r"\1", text)                  # no comment that a page has no room for
 
 
 def escape(text: str) -> str:
