@@ -238,7 +238,7 @@ class Trainer:
         ratio = float(schedules.teacher_forcing_ratio(config, progress))
         lr = float(schedules.learning_rate(config, (step + 1) / config.steps))
         noise, forced = _draws(config, step, ratio, self.model.noise_size)
-        if progress >= config.norm_freeze:
+        if step >= config.norm_freeze * config.steps:
             for norm in self.norms:
                 norm.eval()                                     # uses its running averages, and keeps them
         frames = to_video(batch.frames.to(self.device, non_blocking=True))

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
@@ -91,7 +92,8 @@ def _show_epochs(lab: Run, bar: tqdm) -> None:
     """Show on the bar, once per second until it is closed, how far the training is."""
     while not bar.disable:
         time.sleep(1)
-        bar.set_postfix_str(f"{len(read_history(lab.folder))} of {lab.config.epochs} epochs")
+        with suppress(ValueError):                              # a damaged history is notebook 04's to tell
+            bar.set_postfix_str(f"{len(read_history(lab.folder))} of {lab.config.epochs} epochs")
 
 
 def build_pdf(lab: Run, details: Details) -> tuple[str, bool]:

@@ -34,7 +34,8 @@ SWEEPS: dict[str, Choices] = {
             "calibrated, learned prior": ACTION_FREE,
             "calibrated, hierarchical": {**ACTION_FREE, "learned_prior": False, "hierarchical": True},
             "calibrated, learned and hierarchical": {**ACTION_FREE, "hierarchical": True},
-            "MSE, β = 0.0001": {**PLAIN, "condition": "none", "residual": True}}},
+            "MSE, β = 0.0001": {**PLAIN, "condition": "none", "residual": True},
+            "MSE, β = 1": {**PLAIN, "condition": "none", "residual": True, "beta": 1.0}}},      # deterministic
     "schedules": {                              # all action-free, where the latent variable is used
         "KL weight": {
             "monotonic": ACTION_FREE,
