@@ -92,6 +92,34 @@ def test_what_08_says_of_the_extras_stands_in_the_recorded_runs():
     assert gain > low > 0
 
 
+def test_the_twin_without_a_latent_scores_between_a_sample_and_the_best_of_ten():
+    records = sweep.read(sweep.RECORDED / "comparison_extras.csv")
+    twin, learned = ([record for record in records if (record["choice"], record["option"]) == ("Action-free", option)]
+                     for option in ("MSE, β = 1", "calibrated, learned prior"))
+    assert len(twin) == len(learned) == 3 and all(record["kl"] < 1e-3 for record in twin)
+    assert min(record["prior_sample"] for record in twin) > max(record["prior_sample"] for record in learned)
+    assert max(record["best_of_n"] for record in twin) < min(record["best_of_n"] for record in learned)
+
+
+def test_what_08_says_of_the_schedules_stands_in_the_recorded_runs():
+    """Section 8.2: who is told apart from the reference, and by what."""
+    records = sweep.read(sweep.RECORDED / "comparison_schedules.csv")
+    for column in ("prior_sample", "best_of_n"):
+        apart = {option: gain for options in sweep.by_option(records, column).values()
+                 for option, (gain, low, high) in sweep.gains(options).items() if not low < 0 < high}
+        assert set(apart) == {"zero"} and apart["zero"] < -2
+    found = {column: sweep.by_option(records, column) for column in ("kl", "posterior", "prior_sample", "best_of_n")}
+    annealed = [found["best_of_n"]["KL weight"][name].mean() for name in ("monotonic", "cyclical", "constant")]
+    assert np.ptp(annealed) < 0.11
+    nats = {name: values.mean() for name, values in found["kl"]["KL weight"].items()}
+    assert 24 < nats["zero"] / nats["monotonic"] < 26 and round(nats["zero"]) == 565
+    assert all(21 < nats[name] < 23.5 for name in ("monotonic", "cyclical", "constant"))
+    forced = {name: values.mean() for name, values in found["posterior"]["Teacher forcing"].items()}
+    assert forced["never"] < min(forced["always"], forced["decayed"]) - 0.5
+    rates = found["posterior"]["Learning rate"]
+    assert np.ptp(found["prior_sample"]["Learning rate"]["0.01"]) > 2 and (rates["0.01"] < rates["0.003"] - 1).all()
+
+
 def test_readme_quotes_the_recorded_comparison():
     """Columns of the table that the command prints."""
     readme = (sweep.PROJECT / "README.md").read_text(encoding="utf-8").splitlines()
