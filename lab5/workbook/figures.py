@@ -191,15 +191,16 @@ def rate_distortion(points: dict[str, dict[str, np.ndarray]]) -> Figure:
 
     `points`: option -> "kl", "posterior" and "prior_sample", each (seeds,); a line joins the two scores of a seed.
     """
-    figure = canvas(3.0)
+    figure = canvas(3.3)
     axes = figure.subplots()
-    for (name, values), colour, marker in zip(points.items(), cycle(CYCLE), cycle("os^DvP"), strict=False):
+    for (name, values), colour, marker in zip(points.items(), cycle(CYCLE), "os^DvPX", strict=False):
         axes.plot([values["kl"]] * 2, [values["prior_sample"], values["posterior"]], color=colour, lw=0.7, alpha=0.6)
         axes.plot(values["kl"], values["posterior"], marker, color=colour, label=name)
         axes.plot(values["kl"], values["prior_sample"], marker, color=colour, mfc="white")
     axes.set(xscale="symlog", xlabel="rate: KL [nats per frame]", ylabel="PSNR [dB]", xlim=(-0.05, None))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(loc="upper left", title="full: posterior, hollow: prior sample", fontsize=8.2, title_fontsize=8.2)
+    figure.legend(loc="outside upper center", ncols=3, title="full: posterior, hollow: prior sample", fontsize=8.2,
+                  title_fontsize=8.2)
     return figure
 
 
