@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lab5.files import end_with
+from lab5.files import begin_child, end_with
 
 PATIENCE = timedelta(hours=2)                   # the others wait while the first validates
 
@@ -69,12 +69,14 @@ def largest(number: int, device: torch.device) -> int:
 def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
     """Join `size` processes of one thread each: this one, and others that call `task(*arguments)`.
 
-    The others end with this process, however it ends. Raises RuntimeError where one of them was killed.
+    The others end with this process, however it ends; what goes wrong in them is reported by this one. Raises
+    RuntimeError where one of them was killed.
     """
     threads = torch.get_num_threads()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-    with ProcessPoolExecutor(size - 1, get_context("spawn"), _begin, (os.getpid(),)) as pool:
+    # in sessions of their own, so that a terminal's Ctrl-C reaches this process alone
+    with ProcessPoolExecutor(size - 1, get_context("spawn"), begin_child, (os.setsid,)) as pool:
         others = [pool.submit(_join_and_call, number, size, store.port, task, arguments) for number in range(1, size)]
         try:
             _join(store, 0, size)
@@ -90,11 +92,6 @@ def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
             torch.set_num_threads(threads)
             if dist.is_initialized():
                 dist.destroy_process_group()                    # which ends the others, where they still wait
-
-
-def _begin(parent: int) -> None:
-    os.setsid()                                                 # the terminal's Ctrl-C reaches the first one alone
-    end_with(parent)
 
 
 def _join(store: dist.Store, number: int, size: int) -> None:

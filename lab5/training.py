@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ OnEpoch = Callable[[list[Record], CVAE], bool | None]
 LARGEST_KL = 1e4                                # nats per frame; a model that learns has tens or hundreds
 SAVE_EVERY = 600.0                              # seconds between two checkpoints within an epoch
 WORTH_MEASURING = 200                           # steps of a run that begins with measuring what is fastest
-VALIDATED = ("prior_sample", "posterior")       # what a validation scores
 NUMBERS = "loss mse kl kl_weight teacher_forcing lr seconds sequences_per_second".split()        # of every epoch
 
 
@@ -82,7 +81,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
         alone = config.processes < 2 or dist.is_initialized()
         try:
             with nullcontext() if alone else processes.companions(
-                    config.processes, _companion, config, train_pack, validate_pack, run):
+                    config.processes, _train, config, train_pack, validate_pack, run, False, None):
                 return _train(config, train_pack, validate_pack, run, progress and first, on_epoch if first else None)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -103,12 +102,6 @@ def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, pro
             if processes.largest(int(bool(stop)), trainer.device):
                 break
     return trainer.history
-
-
-def _companion(config: Config, train_pack: Pack, validate_pack: Pack, run: Path) -> None:
-    """What the other processes on this machine do; what ends all of them is reported by the first."""
-    with suppress(KeyboardInterrupt, Diverged):
-        _train(config, train_pack, validate_pack, run, progress=False, on_epoch=None)
 
 
 def fastest(config: Config, pack: Pack) -> int:
@@ -263,8 +256,8 @@ class Trainer:
         if record["epoch"] % config.validate_every == 0 or record["epoch"] == config.epochs:
             self.save()                                         # a validation that is killed costs only itself
             if processes.rank() == 0:
-                scores = evaluate(self.model, validate_pack, protocols=VALIDATED, limit=config.validate_sequences,
-                                  seed=config.seed, precision=self.precision, progress=False)
+                scores = evaluate(self.model, validate_pack, protocols=("prior_sample", "posterior"), seed=config.seed,
+                                  limit=config.validate_sequences, precision=self.precision, progress=False)
                 record |= {"psnr": scores.average("prior_sample")[0], "bound": scores.bound}
                 if is_best(config, record, self.history):
                     checkpoint.save(self.run / "best.safetensors", self.model, precision=self.precision, **{

@@ -10,7 +10,7 @@ from lab5.workbook import sweep
 from lab5.workbook.run import Run
 
 CHOICES = {"KL weight": {"monotonic": {}, "zero": {"kl_schedule": "zero"}},
-           "Extras": {"none": {}, "all four": dict.fromkeys(sweep.PLAIN, True)}}
+           "Extras": {"none": {}, "all four": dict.fromkeys(sweep.EXTRAS, True)}}
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def fill(lab: Run) -> str:
         "over": {name: graded.mean() - values.mean() for name, values in each.items()}, "count": len(graded),
         "won": int((graded > each["repeat_last"]).sum()), "minutes": sum(record["seconds"] for record in history) / 60,
         "parameters": sum(weight.numel() for weight in lab.model().parameters()), "full_marks": GRADES[0][0],
-        "extras": ", ".join(name.replace("_", " ") for name in sweep.PLAIN if getattr(lab.config, name)) or "none"}
+        "extras": ", ".join(name.replace("_", " ") for name in sweep.EXTRAS if getattr(lab.config, name)) or "none"}
     proof = (cell.source for cell, tags in cells if "report-code" in tags and not cell.source.startswith("show."))
     printed = (output.get("text", "") for cell, tags in cells if "report-output" in tags for output in cell.outputs)
     blocks = {"proof": "\n\n".join(proof), "printed": "".join(printed).rstrip()}

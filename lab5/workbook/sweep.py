@@ -21,7 +21,8 @@ from lab5.workbook.show import PROJECT, machine, table
 Choices = dict[str, dict[str, dict]]            # choice -> option -> the settings that it changes; the first: reference
 Scores = dict[str, dict[str, np.ndarray]]       # choice -> option -> (seeds,)
 
-PLAIN = dict.fromkeys(("learned_prior", "conditional_convolution", "hierarchical", "aligned"), False)
+EXTRAS = ("learned_prior", "conditional_convolution", "hierarchical", "aligned")
+PLAIN = {**dict.fromkeys(EXTRAS, False), "norm_freeze": 0.5}    # as the recorded comparisons were made
 ACTION_FREE = {**PLAIN, "condition": "none", "residual": True, "reconstruction": "calibrated", "learned_prior": True}
 SWEEPS: dict[str, Choices] = {
     "extras": {
