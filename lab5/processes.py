@@ -69,8 +69,7 @@ def largest(number: int, device: torch.device) -> int:
 def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
     """Join `size` processes of one thread each: this one, and others that call `task(*arguments)`.
 
-    The others end with this process, however it ends; what goes wrong in them is reported by this one. Raises
-    RuntimeError where one of them was killed.
+    The others end with this process, however it ends. Raises RuntimeError where one of them was killed.
     """
     threads = torch.get_num_threads()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
