@@ -164,18 +164,16 @@ class CVAE(nn.Module):
         condition = (condition[..., :self.condition_dim] - self.condition_mean) / self.condition_std
         all_c = self._embed(condition)
         encoder_maps, decoder_maps = affine_maps(self.encoder, condition), affine_maps(self.decoder, all_c)
-        all_h, all_maps = self._encode(frames, _part(encoder_maps, 0, len(frames)))
+        all_h, all_maps = self._encode(frames, encoder_maps)
         *posterior, _ = self.posterior(torch.cat([all_h[1:n_posterior], all_c[:n_posterior - 1]], dim=-1))
         with_skips = {"latest": len(frames), "context": self.config.n_past, "early": self.config.n_past - 1}
         all_skips = self.decoder.convolve_skips([level[:with_skips[self.config.skip]] for level in all_maps])
         predictions, kl, state, prior_state = [], [], None, None
         for start, stop, known in segments:
-            h, maps = (all_h[start:stop], None) if known else self._encode(
-                predictions[-1][-1:], _part(encoder_maps, start, stop))
+            h, maps = (all_h[start:stop], None) if known else self._encode(predictions[-1][-1:], encoder_maps, start)
             newest = maps and self.config.skip == "latest"
             skips = self.decoder.convolve_skips(maps) if newest else _skips_of(all_skips, start, stop)
-            c = all_c[start:stop]
-            lstm_input = torch.cat([h, c.to(h)], dim=-1)
+            lstm_input = torch.cat([h, all_c[start:stop].to(h)], dim=-1)
             *prior, prior_state = self.prior(lstm_input, prior_state)
             has_posterior = stop < n_posterior
             q = [parameter[start:stop] for parameter in posterior] if has_posterior else prior
@@ -190,10 +188,10 @@ class CVAE(nn.Module):
             kl.append([gaussian_kl(*q, *prior), *(level.unflatten(0, g.shape[:2]) for level in levels)])
         return torch.cat(predictions), [torch.cat(level) for level in zip(*kl, strict=True)]
 
-    def _encode(self, frames: torch.Tensor, affine: Affine) -> tuple[torch.Tensor, Maps]:
-        """frames (T', B, C, H, W) and the `affine_maps` of their conditions -> h (T', B, g), maps (T', B, ...)."""
+    def _encode(self, frames: torch.Tensor, affine: Affine, first: int = 0) -> tuple[torch.Tensor, Maps]:
+        """Frames `first`, ... (T', B, C, H, W), the `affine_maps` of all -> h (T', B, g), maps (T', B, ...)."""
         T, B = frames.shape[:2]
-        h, maps = self.encoder(frames.flatten(0, 1), affine)
+        h, maps = self.encoder(frames.flatten(0, 1), _part(affine, first, first + T))
         return h.unflatten(0, (T, B)), [level.unflatten(0, (T, B)) for level in maps]
 
     def _split(self, noise: torch.Tensor) -> tuple[torch.Tensor, Maps]:

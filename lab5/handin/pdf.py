@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from contextlib import suppress
 from datetime import date
@@ -48,7 +47,8 @@ def _compiler(run: Path, body: str, details: Details) -> typst.Compiler:
     main, facts = run / "report" / TEMPLATE.name, details.model_dump() | {"date": date.today().isoformat()}
     main.parent.mkdir(parents=True, exist_ok=True)
     for font in TYPEFACE:                                       # alone: one of the others has a box for every character
-        shutil.copy(font, main.parent)
+        (main.parent / font.name).unlink(missing_ok=True)
+        (main.parent / font.name).symlink_to(font)
     write_text(main, TEMPLATE.read_text(encoding="utf-8") + body)
     text, whole = (typst.Compiler(main, root=run, font_paths=[main.parent], sys_inputs={"facts": json.dumps(
         facts | {"pictures": pictures})}) for pictures in (False, True))
