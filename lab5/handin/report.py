@@ -14,7 +14,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from tqdm.auto import tqdm
 
 from lab5.evaluation import Evaluation, evaluate
-from lab5.files import each
+from lab5.files import cores, each
 from lab5.handin.paper import fill
 from lab5.handin.pdf import build
 from lab5.handin.rubric import check, summary
@@ -62,16 +62,16 @@ def run_report(preset: str, run: str = "", data: str = "", only: list[str] | Non
         threading.Thread(target=_show_epochs, args=(lab, bar), daemon=True).start()
         for stage in filter(None, (before, training, after)):
             bar.set_description("notebooks " + "–".join(sorted({stage[0].stem[:2], stage[-1].stem[:2]})))
-            for _ in each(execute, stage, 2, _use_one_thread):
+            for _ in each(execute, stage, 2, _use_half_of_the_cores):
                 bar.update()
             if stage is training:
                 lab.evaluation(progress=False)
     return lab
 
 
-def _use_one_thread() -> None:
-    """For the kernel that is started from here: where two compute, several threads each wait for one another."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _use_half_of_the_cores() -> None:
+    """For the kernel that is started from here: where two compute, more threads than cores wait for one another."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // 2))
 
 
 def _execute(folder: Path, parameters: dict[str, str], notebook: Path) -> None:
