@@ -56,15 +56,6 @@ def mean(value: torch.Tensor) -> torch.Tensor:
     return average / dist.get_world_size() + (value - value.detach())
 
 
-def largest(number: int, device: torch.device) -> int:
-    """The largest of all processes' numbers; in a single process the number itself."""
-    if not dist.is_initialized():
-        return number
-    value = torch.tensor(number, device=device)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value)
-
-
 @contextmanager
 def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
     """Join `size` processes of one thread each: this one, and others that call `task(*arguments)`.

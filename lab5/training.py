@@ -1,10 +1,9 @@
 """The training loop: teacher forcing, KL annealing, checkpoints, history, and exact resuming.
 
-A run lives in one folder: ``config.json``, ``last.safetensors`` (weights, optimizer, history, sums of the current
-epoch), ``best.safetensors`` (weights of the best validation PSNR) and ``history.jsonl``, a copy of the history with one
-line per epoch. All randomness of step s comes from (seed, s), and so does its batch: a run that was killed resumes from
-its last checkpoint as if it had not been. There is one after each epoch, before each validation, every ten minutes, and
-when Ctrl-C or SIGTERM ends the training.
+A run lives in one folder: ``config.json``, ``last.safetensors`` (weights, optimizer, history), ``best.safetensors``
+(weights of the best validation score) and ``history.jsonl``, a copy of the history with one line per epoch. All are
+replaced after each epoch. All randomness of step s comes from (seed, s), and so does its batch: a run that was
+interrupted or killed resumes from its last finished epoch as if it had not been.
 
 Where several processes train (`lab5.processes`), each computes its share of every batch under
 `DistributedDataParallel`; the first one validates, writes and reports.
@@ -13,10 +12,8 @@ Where several processes train (`lab5.processes`), each computes its share of eve
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +38,6 @@ Record = dict[str, Any]
 OnEpoch = Callable[[list[Record], CVAE], bool | None]
 
 LARGEST_KL = 1e4                                # nats per frame; a model that learns has tens or hundreds
-SAVE_EVERY = 600.0                              # seconds between two checkpoints within an epoch
 WORTH_MEASURING = 200                           # steps of a run that begins with measuring what is fastest
 NUMBERS = "loss mse kl kl_weight teacher_forcing lr seconds sequences_per_second".split()        # of every epoch
 
@@ -94,12 +90,12 @@ def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, pro
            on_epoch: OnEpoch | None) -> list[Record]:
     """What each process does."""
     trainer = Trainer(config, train_pack, run)
-    batches = iter(training_loader(train_pack, config, range(trainer.position, config.steps), trainer.share))
-    with tqdm(total=config.steps, initial=trainer.position, unit="step", desc="training", disable=not progress) as bar:
+    begin = len(trainer.history) * config.batches_per_epoch
+    batches = iter(training_loader(train_pack, config, range(begin, config.steps), trainer.share))
+    with tqdm(total=config.steps, initial=begin, unit="step", desc="training", disable=not progress) as bar:
         while len(trainer.history) < config.epochs:
             trainer.finish_epoch(trainer.train_epoch(batches, bar), validate_pack)
-            stop = on_epoch and on_epoch(trainer.history, trainer.model)
-            if processes.largest(int(bool(stop)), trainer.device):
+            if on_epoch and on_epoch(trainer.history, trainer.model):
                 break
     return trainer.history
 
@@ -128,9 +124,9 @@ def _step_seconds(config: Config, pack: Pack) -> float:
     config = config.replace(tf_start=0.0, workers=0)
     trainer = Trainer(config, pack, Path("not a run"))
     seconds = []
-    for batch in training_loader(pack, config, range(3)):
+    for step, batch in enumerate(training_loader(pack, config, range(3))):
         started = time.perf_counter()
-        trainer._step(batch)
+        trainer.step(batch, step)
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])
 
@@ -151,87 +147,44 @@ class Trainer:
         self.norms = [part for part in self.model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
         self.optimizer = torch.optim.Adam(self.model.parameters(), betas=(config.beta1, 0.999), fused=True)
         self.history: list[Record] = []
-        self._start_epoch()
-        self.saved = time.monotonic()
-        if (run / "last.safetensors").exists():
-            self._resume(run / "last.safetensors")
+        if (last := run / "last.safetensors").exists():
+            facts = checkpoint.restore(last, self.model, self.optimizer)
+            if "history" not in facts:
+                raise checkpoint.CheckpointError(f"{last}: holds no history, so it is not of this version of the "
+                                                 "package. Choose another run folder")
+            self.history = facts["history"]
+            if processes.rank() == 0:                           # killed between the two files, it is an epoch behind
+                write_history(run, self.history)
         self.parallel = DistributedDataParallel(self.model) if dist.is_initialized() else self.model
 
-    def _start_epoch(self, steps: int = 0, losses: Sequence[float] = (0.0, 0.0, 0.0),
-                     ratios: Sequence[float] = (0.0, 0.0, 0.0), seconds: float = 0.0) -> None:
-        """Sums over its steps: of loss, MSE and KL, and of KL weight, teacher-forcing ratio and learning rate."""
-        self.steps, self.seconds = steps, seconds
-        self.losses, self.ratios = torch.tensor(losses, device=self.device), np.array(ratios)
-
-    def _resume(self, path: Path) -> None:
-        facts = checkpoint.restore(path, self.model, self.optimizer)
-        if "history" not in facts:
-            raise checkpoint.CheckpointError(f"{path}: holds no history, so it is not of this version of the package. "
-                                             "Choose another run folder")
-        self.history = facts["history"]
-        self._start_epoch(**facts["within"])
-        if processes.rank() == 0:                               # killed between the two files, it is an epoch behind
-            write_history(self.run, self.history)
-
-    @property
-    def position(self) -> int:
-        """Number of finished steps."""
-        return len(self.history) * self.config.batches_per_epoch + self.steps
-
-    def record(self) -> Record:
-        """Averages over the epoch's steps so far and over all processes. Raises Diverged where loss or KL exploded."""
-        started = time.perf_counter()
-        loss, mse, kl = (processes.mean(self.losses) / self.steps).tolist()      # waits for a GPU's last steps
-        self.seconds += time.perf_counter() - started
-        kl_weight, ratio, lr = (self.ratios / self.steps).tolist()
-        epoch, lower = len(self.history) + 1, self.config.lr / 2
+    def train_epoch(self, loader: Iterator[Batch], bar: tqdm) -> Record:
+        """Train for an epoch; returns the averages over its steps. Raises Diverged where loss or KL exploded."""
+        config, started = self.config, time.perf_counter()
+        steps = len(self.history) * config.batches_per_epoch + np.arange(config.batches_per_epoch)
+        sums = torch.zeros(3, device=self.device)
+        self.model.train()
+        for step in steps.tolist():
+            sums += self.step(next(loader), step)
+            bar.update()
+        loss, mse, kl = (processes.mean(sums) / len(steps)).tolist()            # waits for a GPU's last steps
+        seconds = time.perf_counter() - started
+        epoch, lower = len(self.history) + 1, config.lr / 2
         if not np.isfinite(loss) or kl > LARGEST_KL:
             raise Diverged(f"epoch {epoch}: loss {loss:.4g}, MSE {mse:.4g}, KL {kl:.4g} nats per frame: the training "
                            "has diverged; checkpoints are kept. Start again at half the learning rate, in another "
                            f"folder: `lab5 train --run {self.run}-lr{lower:g} --set lr={lower:g}`")
+        bar.set_postfix(epoch=epoch, mse=f"{mse:.4f}", kl=f"{kl:.2f}")
+        kl_weight, ratio, lr = (float(values.mean()) for values in scheduled(config, steps))
         return {"epoch": epoch, "loss": loss, "mse": mse, "kl": kl, "kl_weight": kl_weight, "teacher_forcing": ratio,
-                "lr": lr, "psnr": None, "bound": None, "seconds": self.seconds,
-                "sequences_per_second": self.steps * self.config.batch_size / self.seconds}
+                "lr": lr, "psnr": None, "bound": None, "seconds": seconds,
+                "sequences_per_second": len(steps) * config.batch_size / seconds}
 
-    def save(self) -> None:
-        """Write all that is needed to resume from here. All processes call it, and the first writes."""
-        within = {"steps": self.steps, "losses": processes.mean(self.losses).tolist(), "ratios": self.ratios.tolist(),
-                  "seconds": self.seconds}
-        if processes.rank() == 0:
-            checkpoint.save(self.run / "last.safetensors", self.model, self.optimizer, history=self.history,
-                            within=within)
-            write_history(self.run, self.history)
-        self.saved = time.monotonic()
-
-    def train_epoch(self, loader: Iterator[Batch], bar: tqdm) -> Record:
-        """Train the rest of the epoch. Ctrl-C and SIGTERM take effect when a step is finished and saved."""
-        self.model.train()
-        with _deferred_signals() as arrived:
-            while self.steps < self.config.batches_per_epoch:
-                started = time.perf_counter()
-                self._step(next(loader))
-                self.seconds += time.perf_counter() - started
-                bar.update()
-                due = time.monotonic() - self.saved > SAVE_EVERY
-                request = processes.largest(max([*arrived, int(due)]), self.device)    # 0: no, 1: save, else a signal
-                if request:
-                    self.record()                               # what has diverged is not saved
-                    self.save()
-                if request > 1:
-                    arrived[:] = [request]                      # all processes end at the same step
-                    break
-        record = self.record()
-        bar.set_postfix(epoch=record["epoch"], mse=f"{record['mse']:.4f}", kl=f"{record['kl']:.2f}")
-        return record
-
-    def _step(self, batch: Batch) -> None:
-        config, step = self.config, self.position
-        progress = step / max(config.steps - 1, 1)
-        kl_weight = float(schedules.kl_weight(config, progress))
-        ratio = float(schedules.teacher_forcing_ratio(config, progress))
-        lr = float(schedules.learning_rate(config, (step + 1) / config.steps))
-        noise, forced = _draws(config, step, ratio, self.model.noise_size)
-        if step >= config.norm_freeze * config.steps:
+    def step(self, batch: Batch, number: int) -> torch.Tensor:
+        """One step of the optimizer; `number` counts from 0 over the whole run. Returns loss, MSE and KL, (3,)."""
+        config = self.config
+        kl_weight, ratio, lr = map(float, scheduled(config, number))
+        noise, forced = draws(config, number, ratio, self.model.noise_size)
+        if number >= config.norm_freeze * config.steps:
             for norm in self.norms:
                 norm.eval()                                     # uses its running averages, and keeps them
         frames = to_video(batch.frames.to(self.device, non_blocking=True))
@@ -246,25 +199,22 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        self.losses += torch.stack([loss, terms.mse, terms.kl]).detach()
-        self.ratios += (kl_weight, ratio, lr)
+        return torch.stack([loss, terms.mse, terms.kl]).detach()
 
     def finish_epoch(self, record: Record, validate_pack: Pack) -> None:
-        """Validate where that is due, and save the epoch, the best weights and the state of the run."""
-        config = self.config
-        if record["epoch"] % config.validate_every == 0 or record["epoch"] == config.epochs:
-            self.save()                                         # a validation that is killed costs only itself
-            if processes.rank() == 0:
+        """Validate where that is due, and save the epoch: the first process does."""
+        config, run, epoch = self.config, self.run, record["epoch"]
+        if processes.rank() == 0:
+            if epoch % config.validate_every == 0 or epoch == config.epochs:
                 scores = evaluate(self.model, validate_pack, protocols=("prior_sample", "posterior"), seed=config.seed,
                                   limit=config.validate_sequences, precision=self.precision, progress=False)
                 record |= {"psnr": scores.average("prior_sample")[0], "bound": scores.bound}
                 if is_best(config, record, self.history):
-                    checkpoint.save(self.run / "best.safetensors", self.model, precision=self.precision, **{
+                    checkpoint.save(run / "best.safetensors", self.model, precision=self.precision, **{
                         name: record[name] for name in ("epoch", "psnr", "bound")})
+            checkpoint.save(run / "last.safetensors", self.model, self.optimizer, history=[*self.history, record])
+            write_history(run, [*self.history, record])
         self.history.append(record)
-        self._start_epoch()
-        self.save()
 
 
 def is_best(config: Config, record: Record, history: list[Record]) -> bool:
@@ -273,37 +223,20 @@ def is_best(config: Config, record: Record, history: list[Record]) -> bool:
     return record[measure] > max((old[measure] for old in history if old["psnr"]), default=-np.inf)
 
 
-def _draws(config: Config, step: int, ratio: float, noise_size: int) -> tuple[torch.Tensor, list[bool]]:
+def scheduled(config: Config, step: int | np.ndarray) -> tuple[np.ndarray, ...]:
+    """KL weight, teacher-forcing ratio and learning rate of a step, or of an array of steps."""
+    progress = step / max(config.steps - 1, 1)
+    return (schedules.kl_weight(config, progress), schedules.teacher_forcing_ratio(config, progress),
+            schedules.learning_rate(config, (step + 1) / config.steps))
+
+
+def draws(config: Config, step: int, ratio: float, noise_size: int) -> tuple[torch.Tensor, list[bool]]:
     """The randomness of one step, from (seed, step) alone: noise (T-1, B, noise_size) and which steps are forced."""
     entropy = np.random.SeedSequence([config.seed, step]).generate_state(2)
     generator = torch.Generator().manual_seed(int(entropy[0]))
     noise = torch.randn(config.length - 1, config.batch_size, noise_size, generator=generator)
     coins = np.random.default_rng(entropy[1]).random(1 if config.tf_coin == "batch" else config.length - 1) < ratio
     return noise, np.broadcast_to(coins, config.length - 1).tolist()
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Hold Ctrl-C and SIGTERM back until the block ends; yields the list of those that arrived."""
-    arrived: list[int] = []
-
-    def hold(number: int, frame: object) -> None:
-        arrived.append(number)
-        if number == signal.SIGINT:                             # a second Ctrl-C acts at once; torchrun repeats SIGTERM
-            signal.signal(number, before[number])
-
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: handler for number in (signal.SIGINT, signal.SIGTERM)
-              if main and (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)}
-    try:
-        for number in before:
-            signal.signal(number, hold)
-        yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for number in arrived:
-        signal.raise_signal(number)
 
 
 # The run folder ------------------------------------------------------------------------------------------

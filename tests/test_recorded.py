@@ -34,9 +34,16 @@ def recorded(name: str, scores: str = "test") -> Evaluation:
     return Evaluation.load(RECORDED.with_name(name) / "evaluation" / scores)
 
 
+def assert_alike(scores: np.ndarray, expected: np.ndarray, slack: float) -> None:
+    difference = np.abs(scores - expected)
+    assert np.median(difference) < slack and difference.mean() < 3 * slack, difference
+
+
 @every_run
 def test_the_weights_score_what_is_recorded(name, first_sequences):
-    """Within 0.1 dB for each sequence: the recorded scores are of bfloat16, these of this processor's precision."""
+    """The recorded scores are of bfloat16, these of this processor's arithmetic. Frames are fed back, so that rounding
+    can move a single sequence by tenths of a decibel (0.23 between AMD's and Intel's bfloat16), but not the most.
+    """
     folder = RECORDED.with_name(name)
     model, facts = checkpoint.load_model(folder / "best.safetensors")
     whole, hundred = recorded(name), recorded(name, HUNDRED)
@@ -46,9 +53,9 @@ def test_the_weights_score_what_is_recorded(name, first_sequences):
     protocols = ("prior_mean", "best_of_n", "posterior", "two_samples", "repeat_last")
     again = evaluate(model, first_sequences, protocols=protocols, best_of=3, progress=False)
     for protocol in ("prior_mean", "posterior", "two_samples", "repeat_last"):
-        slack = 0.1 if again.psnr[protocol].mean() < 45 else 1  # where bfloat16 is most of the difference
-        assert np.allclose(again.psnr[protocol].mean(1), whole.psnr[protocol][:16].mean(1), atol=slack), protocol
-    assert np.allclose(again.samples["psnr"], hundred.samples["psnr"][:16, :3], atol=0.1)
+        slack = 0.03 if again.psnr[protocol].mean() < 45 else 1         # where bfloat16 is most of the difference
+        assert_alike(again.psnr[protocol].mean(1), whole.psnr[protocol][:16].mean(1), slack)
+    assert_alike(again.samples["psnr"], hundred.samples["psnr"][:16, :3], slack=0.03)
     assert again.rate["kl"].mean() == pytest.approx(whole.rate["kl"][:16].mean(), rel=0.05, abs=0.01)
     measure = "bound" if model.config.reconstruction == "calibrated" else "psnr"
     scored = {record["epoch"]: record[measure] for record in read_history(folder)}

@@ -33,8 +33,8 @@ def overfit(config: Config, pack: Pack, steps: int = STEPS, progress: bool = Tru
         kl_schedule="zero", tf_start=1.0, tf_min=1.0, lr_warmup=0.2, lr_schedule="constant", norm_freeze=1.0,
         batch_size=len(batch.index), epochs=1, batches_per_epoch=steps + 1)     # norms freeze in the last, not taken
     trainer = Trainer(config, pack, Path("not a run"))
-    for _ in trange(steps, unit="step", desc="overfitting", disable=not progress):
-        trainer._step(batch)
+    for step in trange(steps, unit="step", desc="overfitting", disable=not progress):
+        trainer.step(batch, step)
     model, n_past = trainer.model, config.n_past
     noise = prior_noise(len(batch.index), config.length - 1, model.noise_size, config.seed)
     for norm in trainer.norms:                                  # their running averages need more steps than there were
