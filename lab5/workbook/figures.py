@@ -153,35 +153,38 @@ def schedules(curves: dict[str, np.ndarray], *, ylabel: str = "weight") -> Figur
 
 
 @styled
-def comparison(choices: dict[str, dict[str, np.ndarray]], bands: dict[str, tuple[float, float]], *, xlabel: str,
+def comparison(panels: dict[str, tuple[dict[str, dict[str, np.ndarray]], dict[str, tuple[float, float]]]],
                lines: dict[str, float]) -> Figure:
-    """Every option's value under each seed as a dot, and the mean as a bar, under the heading of its choice.
+    """Every option's value under each seed as a circle, and the mean as a bar, under the heading of its choice.
 
-    `choices`: choice -> option -> (seeds,), the first option being the reference; `bands`: choice -> the values (low,
-    high) within which a mean is not told apart from the reference's; `lines`: label -> value, such as a baseline.
+    `panels`: quantity -> (choices, bands), side by side. Choices: choice -> option -> (seeds,), the first option being
+    the reference; bands: choice -> the values (low, high) within which a mean is not told apart from the reference's.
+    `lines`: label -> value, such as a baseline.
     """
-    rows = [(choice, option, values) for choice, options in choices.items()
-            for option, values in [("", None), *options.items()]]
+    choices = next(iter(panels.values()))[0]
+    rows = [(choice, option) for choice, options in choices.items() for option in ("", *options)]
     figure = canvas(0.19 * len(rows) + 0.7)
-    axes = figure.subplots()
-    for y, (choice, option, values) in enumerate(rows):
-        colour = CYCLE[list(choices).index(choice) % len(CYCLE)]
-        if values is None:
-            axes.fill_between(bands[choice], y + 0.5, y + len(choices[choice]) + 0.5, color=colour, alpha=0.12, lw=0)
-            continue
-        axes.plot(values, np.full(len(values), y), "o", color=colour, mfc="white", ms=4)
-        axes.plot(values.mean(), y, "|", color=colour, ms=11, mew=2)
-    for (label, value), style in zip(lines.items(), cycle(["--", ":"]), strict=False):
-        axes.axvline(value, color=GREY, lw=0.8, ls=style, zorder=0)
-        axes.annotate(f"{label}, {value:.1f}", (value, 1), (0, 3), ("data", "axes fraction"), "offset points",
-                      ha="center", color=GREY, size=8.2)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=xlabel)
-    axes.set_yticks(range(len(rows)), [option or choice for choice, option, _ in rows], size=8.8)
-    for label, (_, option, _) in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set(weight="normal" if option else "bold", color=INK)
-    axes.tick_params(axis="y", length=0)
-    axes.spines.left.set_visible(False)
-    axes.grid(False, axis="y")
+    for axes, (quantity, (values, bands)) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False).flat,
+                                                 panels.items(), strict=True):
+        for y, (choice, option) in enumerate(rows):
+            colour = CYCLE[list(choices).index(choice) % len(CYCLE)]
+            if option:
+                seeds = values[choice][option]                  # one below the other, since some are equal
+                axes.plot(seeds, y + np.linspace(-0.2, 0.2, len(seeds)), "o", color=colour, mfc="white", ms=3.4)
+                axes.plot(seeds.mean(), y, "|", color=colour, ms=11, mew=2)
+            else:
+                axes.fill_between(bands[choice], y + 0.5, y + len(choices[choice]) + 0.5, color=colour, alpha=0.12, lw=0)
+        for (label, value), style in zip(lines.items(), cycle(["--", ":"]), strict=False):
+            axes.axvline(value, color=GREY, lw=0.8, ls=style, zorder=0)
+            axes.annotate(f"{label}, {value:.1f}", (value, 1), (0, 3), ("data", "axes fraction"), "offset points",
+                          ha="center", color=GREY, size=8.2)
+        axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=quantity)
+        axes.set_yticks(range(len(rows)), [option or choice for choice, option in rows], size=8.8)
+        for label, (_, option) in zip(axes.get_yticklabels(), rows, strict=True):
+            label.set(weight="normal" if option else "bold", color=INK)
+        axes.tick_params(axis="y", length=0)
+        axes.spines.left.set_visible(False)
+        axes.grid(False, axis="y")
     return figure
 
 
@@ -243,7 +246,7 @@ def spectrum(spectra: dict[str, np.ndarray], thresholds: dict[str, float]) -> Fi
                     ylim=(min(thresholds.values()) / 30, None))
     for (name, value), style in zip(thresholds.items(), cycle(["--", "-.", ":"]), strict=False):
         figure.axes[0].axhline(value, color=GREY, lw=0.8, ls=style, label=f"{name}: {value:.2g}")
-    figure.axes[0].legend()
+    figure.axes[0].legend(loc="lower left")
     return figure
 
 
