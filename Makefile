@@ -21,8 +21,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
+# half of the cores for a kernel: where two compute at once, more threads than cores wait for one another
 lab: .venv/installed
-	JUPYTER_PATH= $(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1 $(ARGS)
+	JUPYTER_PATH= OMP_NUM_THREADS=$$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )) $(BIN)/jupyter lab notebooks --ServerApp.ip=127.0.0.1 $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

@@ -31,7 +31,7 @@ from lab5 import checkpoint, processes, schedules
 from lab5.config import Config
 from lab5.data import Batch, Pack, condition_statistics, to_video, training_loader
 from lab5.evaluation import autocast, choose_device, choose_precision, evaluate, require_fit
-from lab5.files import lock, tune_malloc, write_text
+from lab5.files import cores, lock, tune_malloc, write_text
 from lab5.model import CVAE, negative_elbo
 
 Record = dict[str, Any]
@@ -101,13 +101,13 @@ def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, pro
 
 
 def fastest(config: Config, pack: Pack) -> int:
-    """In how many processes of one thread each this machine trains fastest; 1: in one with all its threads.
+    """In how many processes of one thread each this machine trains fastest; 1: in one with all of torch's threads.
 
     Measured, for a few seconds, where several are possible and the run is long enough. A small model gains little from
     a second thread, and its threads wait for each other where the machine is busy.
     """
     threads = torch.get_num_threads()
-    size = max(n for n in range(1, threads + 1) if config.batch_size % n == 0 and config.batch_size // n > 1)
+    size = max(n for n in range(1, cores() + 1) if config.batch_size % n == 0 and config.batch_size // n > 1)
     if size == 1 or choose_device().type != "cpu" or config.steps < WORTH_MEASURING:
         return 1
     try:

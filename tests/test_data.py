@@ -124,7 +124,9 @@ def test_what_systems_leave_in_folders_is_ignored(lab):
 
 @pytest.mark.parametrize("kind, rename, says", [
     ("png", lambda path: path.with_suffix(".jpg"), r"missing \['0.png'\], also there \['0.jpg', '1.jpg'"),
-    ("csv", lambda path: path.with_name(path.name.title()), r"missing \[\], also there \['Actions.Csv', 'End")])
+    ("png", lambda path: path.with_suffix(".PNG"), r"missing \['0.png'\], also there \['0.PNG', '1.PNG'"),
+    ("csv", lambda path: path.with_name(path.name.title()), r"missing \[\], also there \['Actions.Csv', 'End"),
+    ("csv", lambda path: path.with_suffix(".csv.txt"), r"missing \[\], also there \['actions.csv.txt', 'end")])
 def test_files_by_other_names_are_named_and_never_make_a_set_action_free(lab, kind, rename, says):
     for path in list(lab.rglob(f"*.{kind}")):
         path.rename(rename(path))

@@ -116,7 +116,7 @@ def test_the_number_of_processes_is_measured_and_kept(tiny_root, tiny_packs, tmp
     monkeypatch.setattr(training, "WORTH_MEASURING", 1)
     monkeypatch.setattr(training, "_train", lambda config, *rest: config.processes)
     monkeypatch.setattr(processes, "companions", lambda size, *rest: nullcontext())
-    monkeypatch.setattr(training.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(training, "cores", lambda: 2)
     seconds = {4: 1.0, 2: 0.9}                                  # with two threads; half of the batch with one
     monkeypatch.setattr(training, "_step_seconds", lambda config, pack: seconds[config.batch_size])
     config = preset("smoke", batch_size=4)

@@ -109,6 +109,15 @@ def test_what_05_says_of_the_recorded_run_stands_in_its_history():
         assert said.format(run[epoch]["psnr"]) in text
 
 
+def test_what_08_says_of_the_action_free_training_stands_in_its_history():
+    text, history = prose("08"), read_history(RECORDED.with_name("action_free"))
+    peak = max(history, key=lambda record: record["kl"])
+    assert f"up to {peak['kl']:.0f} nats per frame in epoch {peak['epoch']}, and ends with {history[-1]['kl']:.0f}," in text
+    psnr = [record["psnr"] for record in history[5:] if record["psnr"]]
+    assert f"From epoch 6 on its validation PSNR stays between {min(psnr):.1f} and {max(psnr):.1f} dB" in text
+    assert history[-1]["bound"] == max(record["bound"] for record in history if record["bound"])
+
+
 def test_09_states_the_marks_and_folds_its_answers_away():
     text = prose("09")
     assert f"| marks, of 20 | {' | '.join(f'{20 * share:.0f}' for _, share in GRADES)} | 0 |" in text

@@ -111,15 +111,15 @@ def test_what_08_says_of_the_schedules_stands_in_the_recorded_runs():
                  for option, (gain, low, high) in sweep.gains(options).items() if not low < 0 < high}
         assert set(apart) == {"zero"} and apart["zero"] < -2
     found = {column: sweep.by_option(records, column) for column in ("kl", "posterior", "prior_sample", "best_of_n")}
-    annealed = [found["best_of_n"]["KL weight"][name].mean() for name in ("monotonic", "cyclical", "constant")]
+    annealed = [found["best_of_n"]["KL weight, action-free"][name].mean() for name in ("monotonic", "cyclical", "constant")]
     assert np.ptp(annealed) < 0.11
-    nats = {name: values.mean() for name, values in found["kl"]["KL weight"].items()}
+    nats = {name: values.mean() for name, values in found["kl"]["KL weight, action-free"].items()}
     assert 24 < nats["zero"] / nats["monotonic"] < 26 and round(nats["zero"]) == 565
     assert all(21 < nats[name] < 23.5 for name in ("monotonic", "cyclical", "constant"))
-    forced = {name: values.mean() for name, values in found["posterior"]["Teacher forcing"].items()}
+    forced = {name: values.mean() for name, values in found["posterior"]["Teacher forcing, action-free"].items()}
     assert forced["never"] < min(forced["always"], forced["decayed"]) - 0.5
-    rates = found["posterior"]["Learning rate"]
-    assert np.ptp(found["prior_sample"]["Learning rate"]["0.01"]) > 2 and (rates["0.01"] < rates["0.003"] - 1).all()
+    rates = found["posterior"]["Learning rate, action-free"]
+    assert np.ptp(found["prior_sample"]["Learning rate, action-free"]["0.01"]) > 2 and (rates["0.01"] < rates["0.003"] - 1).all()
 
 
 def test_readme_quotes_the_recorded_comparison():
