@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import torch
@@ -67,7 +67,9 @@ def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
     store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
     # in sessions of their own, so that a terminal's Ctrl-C reaches this process alone
     with ProcessPoolExecutor(size - 1, get_context("spawn"), begin_child, (os.setsid,)) as pool:
+        before = active_children()
         others = [pool.submit(_join_and_call, number, size, store.port, task, arguments) for number in range(1, size)]
+        started = [child for child in active_children() if child not in before]
         try:
             _join(store, 0, size)
             yield
@@ -81,7 +83,10 @@ def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             if dist.is_initialized():
-                dist.destroy_process_group()                    # which ends the others, where they still wait
+                dist.destroy_process_group()
+            wait(others, timeout=1)                             # all, unless this one ended before them
+            for child in started:
+                child.terminate()
 
 
 def _join(store: dist.Store, number: int, size: int) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from multiprocessing import active_children
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
@@ -110,6 +111,13 @@ def test_a_signal_ends_all_processes_in_one_line(number, torchrun, tiny_root, tm
     _, errors = job.communicate(timeout=60)                     # until none holds the other end
     assert job.returncode != 0 and (torchrun or "Traceback" not in errors), errors
     assert checkpoint.load_model(tmp_path / "run" / "last.safetensors")[1]["history"]
+
+
+def test_a_stop_after_an_epoch_ends_the_other_processes(tiny_packs, tmp_path):
+    config = preset("smoke", processes=2, batch_size=4, epochs=500)
+    history = training.train(config, tiny_packs["train"], tiny_packs["validate"], tmp_path, progress=False,
+                             on_epoch=lambda history, model: len(history) == 2)
+    assert len(history) == 2 and not active_children()
 
 
 def test_the_number_of_processes_is_measured_and_kept(tiny_root, tiny_packs, tmp_path, monkeypatch):
