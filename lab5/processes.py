@@ -60,7 +60,8 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
     """Join `size` processes of one thread each: this one, and others that call `task(*arguments)`.
 
-    The others end with this process, however it ends. Raises RuntimeError where one of them was killed.
+    The others end with this process, however it ends. Raises RuntimeError where one of them was killed, and what one of
+    them raised.
     """
     threads = torch.get_num_threads()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
@@ -75,8 +76,9 @@ def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
             yield
         except RuntimeError as error:
             ended = wait(others, timeout=5).done                # a killed one is not known to be at once
-            if not any(isinstance(other.exception(), BrokenProcessPool) for other in ended):
-                raise
+            problem = next((other.exception() for other in ended if other.exception()), error)
+            if not isinstance(problem, BrokenProcessPool):
+                raise problem
             raise RuntimeError(f"one of {size} training processes was killed, perhaps because memory ran out. The same "
                                "command resumes from the last checkpoint; with --set processes=1 it needs less"
                                ) from error
@@ -96,4 +98,7 @@ def _join(store: dist.Store, number: int, size: int) -> None:
 
 def _join_and_call(number: int, size: int, port: int, task: Callable, arguments: tuple) -> None:
     _join(dist.TCPStore("127.0.0.1", port, size, is_master=False), number, size)
-    task(*arguments)
+    try:
+        task(*arguments)
+    finally:
+        dist.destroy_process_group()                            # so that nobody waits for this one

@@ -1,5 +1,6 @@
 """Two processes that train one model: the numbers of one, each sequence once, one writer, and no loss when one dies."""
 
+import json
 import os
 import pickle
 import shutil
@@ -118,6 +119,11 @@ def test_a_stop_after_an_epoch_ends_the_other_processes(tiny_packs, tmp_path):
     history = training.train(config, tiny_packs["train"], tiny_packs["validate"], tmp_path, progress=False,
                              on_epoch=lambda history, model: len(history) == 2)
     assert len(history) == 2 and not active_children()
+
+
+def test_what_another_process_raises_is_told():
+    with pytest.raises(json.JSONDecodeError), processes.companions(2, json.loads, "{"):
+        processes.dist.barrier()
 
 
 def test_the_number_of_processes_is_measured_and_kept(tiny_root, tiny_packs, tmp_path, monkeypatch):
