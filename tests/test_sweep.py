@@ -107,9 +107,13 @@ def test_what_08_says_of_the_schedules_stands_in_the_recorded_runs():
     """Section 8.2: who is told apart from the reference, and by what."""
     records = sweep.read(sweep.RECORDED / "comparison_schedules.csv")
     for column in ("prior_sample", "best_of_n"):
-        apart = {option: gain for options in sweep.by_option(records, column).values()
-                 for option, (gain, low, high) in sweep.gains(options).items() if not low < 0 < high}
-        assert set(apart) == {"zero"} and apart["zero"] < -2
+        gains = {(choice, option): gain for choice, options in sweep.by_option(records, column).items()
+                 for option, gain in sweep.gains(options).items()}
+        apart = {names: gain for names, (gain, low, high) in gains.items() if not low < 0 < high}
+        assert set(apart) == {("KL weight, action-free", "zero"), ("Learning rate, told", "0.001")}
+        assert apart["KL weight, action-free", "zero"] < -2 and round(apart["Learning rate, told", "0.001"], 1) == -0.7
+        forced = [gains["Teacher forcing, told", option] for option in ("always", "never")]
+        assert all(abs(gain) < 0.03 and -1 / 3 < low < high < 1 / 3 for gain, low, high in forced)
     found = {column: sweep.by_option(records, column) for column in ("kl", "posterior", "prior_sample", "best_of_n")}
     annealed = [found["best_of_n"]["KL weight, action-free"][name].mean() for name in ("monotonic", "cyclical", "constant")]
     assert np.ptp(annealed) < 0.11

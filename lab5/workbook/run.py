@@ -67,7 +67,7 @@ def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = F
     if recorded and RECORDED.exists() and not (run or data or (folder / "history.jsonl").exists()):
         folder = copy_recorded("told")
         say(f"*Nothing is trained in `runs/{preset_name}` yet, so this is the recorded run: the weights that come with "
-            "the workbook, from an hour and a half of training on the simulated robot. Notebook 04 trains your own.*")
+            "the workbook, from an hour of training on the simulated robot. Notebook 04 trains your own.*")
     if (folder / "config.json").exists():
         config = Config.load(folder / "config.json")
     elif (folder / "best.safetensors").exists():                # weights trained elsewhere hold their configuration
