@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from lab5.config import preset
+from lab5.handin.paper import PAPER
 from lab5.evaluation import Evaluation
 from lab5.workbook import sweep
 from lab5.workbook.run import Run
@@ -115,6 +116,11 @@ def test_what_08_says_of_the_schedules_stands_in_the_recorded_runs():
         forced = [gains["Teacher forcing, told", option] for option in ("always", "never")]
         assert all(abs(gain) < 0.03 and -1 / 3 < low < high < 1 / 3 for gain, low, high in forced)
     found = {column: sweep.by_option(records, column) for column in ("kl", "posterior", "prior_sample", "best_of_n")}
+    assert np.ptp([values.mean() for values in found["prior_sample"]["KL weight, told"].values()]) < 0.1
+    free = {column: found[column]["KL weight, told"]["zero"].mean() for column in found}
+    assert round(free["kl"]) == 50 and round(free["posterior"] - free["prior_sample"], 2) == 0.03
+    seen = {name: values.mean() for name, values in found["posterior"]["KL weight, action-free"].items()}
+    assert f"({seen['zero']:.2f} against {seen['monotonic']:.2f} dB)" in PAPER.read_text(encoding="utf-8")
     annealed = [found["best_of_n"]["KL weight, action-free"][name].mean() for name in ("monotonic", "cyclical", "constant")]
     assert np.ptp(annealed) < 0.11
     nats = {name: values.mean() for name, values in found["kl"]["KL weight, action-free"].items()}
