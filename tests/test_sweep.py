@@ -118,7 +118,7 @@ def test_what_08_says_of_the_schedules_stands_in_the_recorded_runs():
     found = {column: sweep.by_option(records, column) for column in ("kl", "posterior", "prior_sample", "best_of_n")}
     assert np.ptp([values.mean() for values in found["prior_sample"]["KL weight, told"].values()]) < 0.1
     free = {column: found[column]["KL weight, told"]["zero"].mean() for column in found}
-    assert round(free["kl"]) == 50 and round(free["posterior"] - free["prior_sample"], 2) == 0.03
+    assert round(free["kl"]) == 50 and round(free["posterior"] - free["prior_sample"], 2) == 0.02
     seen = {name: values.mean() for name, values in found["posterior"]["KL weight, action-free"].items()}
     assert f"({seen['zero']:.2f} against {seen['monotonic']:.2f} dB)" in PAPER.read_text(encoding="utf-8")
     annealed = [found["best_of_n"]["KL weight, action-free"][name].mean() for name in ("monotonic", "cyclical", "constant")]
