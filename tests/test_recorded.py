@@ -41,9 +41,7 @@ def assert_alike(scores: np.ndarray, expected: np.ndarray, slack: float) -> None
 
 @every_run
 def test_the_weights_score_what_is_recorded(name, first_sequences):
-    """The recorded scores are of bfloat16, these of this processor's arithmetic. Frames are fed back, so that rounding
-    can move a single sequence by tenths of a decibel (0.23 between AMD's and Intel's bfloat16), but not the most.
-    """
+    """But for rounding, which may move one sequence by tenths of a decibel, since frames are fed back, but not most."""
     folder = RECORDED.with_name(name)
     model, facts = checkpoint.load_model(folder / "best.safetensors")
     whole, hundred = recorded(name), recorded(name, HUNDRED)

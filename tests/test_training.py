@@ -105,7 +105,7 @@ def test_a_run_stopped_after_an_epoch_is_saved_and_resumes_to_the_same_weights(l
 
 @pytest.mark.parametrize("where", ["step", "validation"])
 def test_an_interrupt_costs_only_the_epoch_that_it_interrupts(where, config, tiny_packs, tmp_path, monkeypatch):
-    config = config.replace(epochs=3, norm_freeze=0.5, tf_start=0.5)
+    config = config.replace(epochs=3, norm_freeze=0.5, tf_start=0.5, validate_every=1 if where == "validation" else 3)
     terms, scored, calls = CVAE.elbo_terms, training.evaluate, []
 
     def interrupted(original, *arguments, **options):
@@ -119,9 +119,9 @@ def test_an_interrupt_costs_only_the_epoch_that_it_interrupts(where, config, tin
             patch.setattr(CVAE, "elbo_terms", partialmethod(lambda self, *rest: interrupted(terms, self, *rest)))
         else:
             patch.setattr(training, "evaluate", partial(interrupted, scored))
-        run(config.replace(validate_every=1 if where == "validation" else 3), tiny_packs, tmp_path / "cut")
+        run(config, tiny_packs, tmp_path / "cut")
     assert finished(tmp_path / "cut") == 1
-    assert_resumes(config.replace(validate_every=1 if where == "validation" else 3), tiny_packs, tmp_path)
+    assert_resumes(config, tiny_packs, tmp_path)
 
 
 def test_an_interrupt_from_the_terminal_ends_in_one_line(tiny_root, tmp_path):

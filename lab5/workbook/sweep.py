@@ -147,6 +147,12 @@ def bands(scores: Scores) -> dict[str, tuple[float, float]]:
     return found
 
 
+def panels(records: list[dict]) -> dict[str, tuple[Scores, dict[str, tuple[float, float]]]]:
+    """The scores of a prior sample beside those of the best of ten, each with its `bands`, for `figures.comparison`."""
+    columns = {"a prior sample [dB]": "prior_sample", "the best of ten [dB]": "best_of_n"}
+    return {words: (scores := by_option(records, column), bands(scores)) for words, column in columns.items()}
+
+
 def report(records: list[dict], column: str = "prior_sample") -> str:
     """Every option's averages over seeds, and its gain over the first option of its choice, as a Markdown table."""
     names = {**dict.fromkeys(PROTOCOLS, "{:.2f}"), "kl": "{:.3g}"}
