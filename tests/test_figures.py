@@ -48,7 +48,7 @@ FIGURES = {
     "psnr_over_time": lambda: figures.psnr_over_time(CURVES, n_past=N_PAST),
     "psnr_distribution": lambda: figures.psnr_distribution({name: values.mean(axis=1) for name, values in CURVES.items()}),
     "schedules": lambda: figures.schedules({"up": np.linspace(0, 1, 9), "flat": np.ones(9), "off": np.zeros(9)}),
-    "comparison": lambda: figures.comparison({"PSNR [dB]": (COMPARED, BANDS)}, {"hold": 17.4}),
+    "comparison": lambda: figures.comparison(dict.fromkeys(("one [dB]", "two"), (COMPARED, BANDS)), {"hold": 17.4}),
     "best_of": lambda: figures.best_of(SAMPLES),
     "spectrum": lambda: figures.spectrum({"told": np.geomspace(1, 1e-4, 50)}, {"β = 0.0001": 0.6, "calibrated": 0.01}),
     "over_steps": lambda: figures.over_steps({"KL [nats]": {"told": RNG.random((20, 11))}}),

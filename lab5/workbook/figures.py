@@ -173,18 +173,19 @@ def comparison(panels: dict[str, tuple[dict[str, dict[str, np.ndarray]], dict[st
                 axes.plot(seeds, y + np.linspace(-0.2, 0.2, len(seeds)), "o", color=colour, mfc="white", ms=3.4)
                 axes.plot(seeds.mean(), y, "|", color=colour, ms=11, mew=2)
             else:
-                axes.fill_between(bands[choice], y + 0.5, y + len(choices[choice]) + 0.5, color=colour, alpha=0.12, lw=0)
+                below = y + len(choices[choice]) + 0.5
+                axes.fill_between(bands[choice], y + 0.5, below, color=colour, alpha=0.12, lw=0)
         for (label, value), style in zip(lines.items(), cycle(["--", ":"]), strict=False):
             axes.axvline(value, color=GREY, lw=0.8, ls=style, zorder=0)
             axes.annotate(f"{label}, {value:.1f}", (value, 1), (0, 3), ("data", "axes fraction"), "offset points",
                           ha="center", color=GREY, size=8.2)
         axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=quantity)
-        axes.set_yticks(range(len(rows)), [option or choice for choice, option in rows], size=8.8)
-        for label, (_, option) in zip(axes.get_yticklabels(), rows, strict=True):
-            label.set(weight="normal" if option else "bold", color=INK)
         axes.tick_params(axis="y", length=0)
         axes.spines.left.set_visible(False)
         axes.grid(False, axis="y")
+    names = figure.axes[0].set_yticks(range(len(rows)), [option or choice for choice, option in rows], size=8.8)
+    for tick, (_, option) in zip(names, rows, strict=True):
+        tick.label1.set(weight="normal" if option else "bold", color=INK)
     return figure
 
 
