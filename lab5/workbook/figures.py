@@ -197,7 +197,7 @@ def rate_distortion(points: dict[str, dict[str, np.ndarray]]) -> Figure:
     """
     figure = canvas(3.3)
     axes = figure.subplots()
-    for (name, values), colour, marker in zip(points.items(), cycle(CYCLE), "os^DvPX", strict=False):
+    for (name, values), colour, marker in zip(points.items(), cycle(CYCLE), "os^DvPX*p", strict=False):
         axes.plot([values["kl"]] * 2, [values["prior_sample"], values["posterior"]], color=colour, lw=0.7, alpha=0.6)
         axes.plot(values["kl"], values["posterior"], marker, color=colour, label=name)
         axes.plot(values["kl"], values["prior_sample"], marker, color=colour, mfc="white")
@@ -247,7 +247,8 @@ def spectrum(spectra: dict[str, np.ndarray], thresholds: dict[str, float]) -> Fi
                     ylim=(min(thresholds.values()) / 30, None))
     for (name, value), style in zip(thresholds.items(), cycle(["--", "-.", ":"]), strict=False):
         figure.axes[0].axhline(value, color=GREY, lw=0.8, ls=style, label=f"{name}: {value:.2g}")
-    figure.axes[0].legend(loc="lower left")
+    figure.axes[0].get_legend().remove()
+    figure.legend(loc="outside right center")
     return figure
 
 
