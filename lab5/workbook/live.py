@@ -35,7 +35,8 @@ class View:
         self._picture, self._text = DisplayHandle(), DisplayHandle()
 
     def __enter__(self) -> View:
-        self._picture.display(_picture(figures.training_curves(self.history)) if self.history else
+        self._picture.display(self._drawn(self.lab.model()) if self.lab.finished else
+                              _picture(figures.training_curves(self.history)) if self.history else
                               Markdown("*The curves appear with the first epoch.*"))
         self._text.display({**self.button._repr_mimebundle_(), "text/plain": NO_FRONT_END}, raw=True)
         return self
@@ -43,11 +44,14 @@ class View:
     def __call__(self, history: list[Record], model: CVAE) -> bool:
         """Draw the epoch that has just ended; True if the training is to end with it."""
         self.history, training = history, model.training
-        videos = self.lab.videos(0, split="validate", model=model.eval())
+        self._picture.update(self._drawn(model.eval()))
         model.train(training)
-        self._picture.update(_picture(figures.training_curves(history),
-                                      film.strip(videos, n_past=self.lab.config.n_past, count=6)))
         return self.stopping.is_set()
+
+    def _drawn(self, model: CVAE) -> Image:
+        videos = self.lab.videos(0, split="validate", model=model)
+        return _picture(figures.training_curves(self.history),
+                        film.strip(videos, n_past=self.lab.config.n_past, count=6))
 
     def __exit__(self, *_: object) -> None:
         how = "Finished" if len(self.history) >= self.lab.config.epochs else "Stopped"
