@@ -30,8 +30,8 @@ def gaussian_kl(mu: torch.Tensor, logvar: torch.Tensor,
     """KL(N(mu, exp(logvar)) || N(prior_mu, exp(prior_logvar))) in nats, element by element; no prior means N(0, 1)."""
     prior_mu = torch.zeros_like(mu) if prior_mu is None else prior_mu
     prior_logvar = torch.zeros_like(logvar) if prior_logvar is None else prior_logvar
-    return 0.5 * (prior_logvar - logvar - 1
-                  + (logvar - prior_logvar).exp() + (mu - prior_mu).square() * (-prior_logvar).exp())
+    return 0.5 * (prior_logvar - logvar - 1 + (logvar - prior_logvar).exp()
+                  + (mu - prior_mu).square() * (-prior_logvar).exp())
 
 
 class EmbedLSTM(nn.Module):
