@@ -1,8 +1,8 @@
 """The training loop: teacher forcing, KL annealing, checkpoints, history, and exact resuming.
 
 A run lives in one folder: ``config.json``, ``last.safetensors`` (weights, optimizer, history), ``best.safetensors``
-(weights of the best validation score) and ``history.jsonl``, a copy of the history with one line per epoch. All are
-replaced after each epoch. All randomness of step s comes from (seed, s), and so does its batch: a run that was
+(weights of the best validation score) and ``history.jsonl``, a copy of the history with one line per epoch. They are
+written after an epoch. All randomness of step s comes from (seed, s), and so does its batch: a run that was
 interrupted or killed resumes from its last finished epoch as if it had not been.
 
 Where several processes train (`lab5.processes`), each computes its share of every batch under
@@ -57,8 +57,8 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
     Args:
         run: the run folder; created if it does not exist.
         on_epoch: called with the whole history and the model after each epoch, when both are saved. Training
-            ends there if it returns True, and the next call resumes. Of several processes only the first calls it.
-            It must leave the model unchanged, and in training mode.
+            ends there if it returns True, and the next call resumes. Of several processes only the first calls it
+            (it cannot stop those of torchrun). It must leave the model unchanged, and in training mode.
     Returns:
         The history, one record per epoch.
     Raises:
