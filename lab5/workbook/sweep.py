@@ -60,7 +60,8 @@ SWEEPS: dict[str, Choices] = {
             "MSE, β = 1": {**PLAIN, "condition": "none", "residual": True, "beta": 1.0}}},      # deterministic
     "schedules": _schedules("told", TOLD) | _schedules("action-free", ACTION_FREE),
 }
-PROTOCOLS = ("prior_sample", "prior_mean", "mean_of_n", "best_of_n", "posterior", "two_samples", "repeat_last")
+PROTOCOLS = dict(prior_sample="sample", prior_mean="prior's mean", mean_of_n="average of N", best_of_n="best of N",
+                 posterior="posterior", two_samples="two samples", repeat_last="last frame")        # and their headings
 COLUMNS = ("choice", "option", "seed", "configuration", *PROTOCOLS, "kl",       # nats per frame, of the posterior
            "seconds", "windows", "data", "machine")     # of the training; data_sha of the test split; and precision
 RECORDED = PROJECT / "figures"                  # comparison_extras.csv
@@ -88,12 +89,12 @@ def sweep(lab: Run, choices: Choices, share: float, seeds: int) -> list[dict]:
 
 def _train(variant: Run) -> None:
     variant.train(progress=False)
-    variant.evaluation(protocols=PROTOCOLS, progress=False)
+    variant.evaluation(protocols=tuple(PROTOCOLS), progress=False)
 
 
 def _results(variant: Run) -> list:
     """A finished run's values of `COLUMNS`, from the protocols on."""
-    scores, config = variant.evaluation(protocols=PROTOCOLS), variant.config
+    scores, config = variant.evaluation(protocols=tuple(PROTOCOLS)), variant.config
     return [*(round(scores.average(protocol)[0], 4) for protocol in PROTOCOLS),
             round(float(scores.rate["kl"].mean()), 4), round(sum(record["seconds"] for record in variant.history())),
             config.steps * config.batch_size, scores.facts["data"], f"{machine()}, {scores.facts['precision']}"]
@@ -163,5 +164,4 @@ def report(records: list[dict], column: str = "prior_sample") -> str:
             gain = "reference" if option not in gained else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gained[option])
             rows.append((choice, option, *(text.format(columns[name][choice][option].mean())
                                            for name, text in names.items()), gain))
-    return table("choice", "option", "sample", "prior's mean", "average of N", "best of N", "posterior", "two samples",
-                 "last frame", "KL [nats]", f"gain, {column.replace('_', ' ')} [dB]", rows=rows)
+    return table("choice", "option", *PROTOCOLS.values(), "KL [nats]", f"gain, {PROTOCOLS[column]} [dB]", rows=rows)
