@@ -94,7 +94,7 @@ def predict(model: CVAE, frames: torch.Tensor, condition: torch.Tensor, noise: t
 @torch.inference_mode()
 def infer(model: CVAE, frames: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor,
           precision: str = "auto") -> ElboTerms:
-    """The terms of the bound of uint8 windows, predictions fed back: z comes from the posterior, which sees the truth."""
+    """The terms of the bound of uint8 windows, predictions fed back; z is the posterior's, which sees the truth."""
     device = model.condition_mean.device
     with autocast(choose_precision(precision, device), device):
         return model.elbo_terms(to_video(frames.to(device)), condition.to(device), noise.to(device),
@@ -120,7 +120,7 @@ class Evaluation:
 
     @property
     def bound(self) -> float:
-        """A frame's evidence lower bound in nats, at the variance that makes it largest, which is the posterior's MSE."""
+        """A frame's lower bound in nats, at the variance that makes it largest, which is the posterior's MSE."""
         kl, mse = (self.rate[name].mean() for name in ("kl", "mse"))
         return float(-1.5 * FRAME_SIZE ** 2 * np.log(2 * np.pi * np.e * mse) - kl)
 
@@ -209,13 +209,13 @@ def _score(model: CVAE, batch: Batch, protocols: tuple[str, ...], noise: Callabl
 
     count = next((n for n, of in ((best_of, {"best_of_n", "mean_of_n"}), (2, {"two_samples"}), (1, {"prior_sample"}))
                   if of & set(protocols)), 0)
-    drawn = []
+    drawn, total = [], 0
     for number in range(count):
         sample = predicted(noise(number)[:, batch.index])
         drawn.append(score(sample))
-        first, total = (sample, sample) if number == 0 else (first, total + sample)
         if number == 1:
-            found["two_samples"] = score(sample, first)
+            found["two_samples"] = score(sample, total)         # which is the first one
+        total = total + sample
     if count:
         scores = np.stack(drawn)                                                # (N, measures, B, n_future)
         means = scores.mean(axis=-1)                                            # (N, measures, B)

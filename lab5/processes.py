@@ -78,7 +78,7 @@ def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
             ended = wait(others, timeout=5).done                # a killed one is not known to be at once
             problem = next((other.exception() for other in ended if other.exception()), error)
             if not isinstance(problem, BrokenProcessPool):
-                raise problem
+                raise problem from problem.__cause__
             raise RuntimeError(f"one of {size} training processes was killed, perhaps because memory ran out. The same "
                                "command resumes from the last checkpoint; with --set processes=1 it needs less"
                                ) from error

@@ -1,6 +1,7 @@
 """What the tests share: a small simulated set, and the real BAIR sample where there is one."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"                 # before torch, here and in all that is started from here
+signal.signal(signal.SIGINT, signal.default_int_handler)        # acts, also where the tests run in the background
 
 import pytest
 import torch

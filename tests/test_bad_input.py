@@ -91,8 +91,6 @@ KINDS = {                                       # a sound input, its reader, and
 }
 
 
-# ---- ways to damage them ----
-
 def text(content):
     return lambda path: path.write_text(content)
 

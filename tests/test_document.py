@@ -72,22 +72,23 @@ def test_values_are_shown_as_they_are(tmp_path):
     assert re.sub(r"\s", "", values) in re.sub(r"\s", "", shown) and "the second cell" in shown
 
 
-# ---- what a student writes ----
-
-FORMULAS = r"""A\cap B|\bigcap_i A_i|A\cup B|A\sqcap B|x\odot y|x\otimes y|x\ominus y|\bigotimes|\frac{a}{b}|\dfrac12|\binom{n}{k}
-\sqrt[3]{x}|\sum_{i=1}^n i|\prod_i x_i|\int_0^1 x\,\mathrm dx|\oint|\lim_{x\to0}|\arg\max_x|\operatorname{KL}(q\,\Vert\,p)
-\operatorname*{arg\,min}_x|\mathbb{R}|\mathbb E|\mathcal{N}(\mu,\sigma^2)|\mathbf{x}|\mathsf{A}|\mathfrak{g}|\mathscr{L}
-\boldsymbol{\mu}|\bm{x}|\text{if } x>0|\textbf{a}|\texttt{a\_b}|\hat{x}|\widetilde{xy}|\bar{x}|\vec{x}|\ddot{x}|\overline{ab}
-\underbrace{a+b}_{n}|\overset{a}{=}|\stackrel{a}{=}|\left(\frac12\right)|\left\{a\right\}|\left.x\right|_0|\bigl(a\bigr)
-\Big[a\Big]|\lVert x\rVert|\langle x\rangle|\lceil x\rceil|\lfloor x\rfloor|\begin{pmatrix}a&b\\c&d\end{pmatrix}
-\begin{vmatrix}a&b\\c&d\end{vmatrix}|\begin{Vmatrix}a\end{Vmatrix}|\begin{cases}a&b\\c&d\end{cases}|\substack{a\\b}
-\begin{aligned}a&=b\\c&=d\end{aligned}|\begin{align*}a&=b\end{align*}|\begin{array}{cc}a&b\end{array}|a\quad b|\boxed{x}
-\cancel{x}|\neq|\leq|\geq|\ll|\approx|\sim|\simeq|\cong|\equiv|\propto|\pm|\times|\div|\cdot|\cdots|\ldots|\vdots|\infty|\partial
-\nabla|\forall|\exists|\nexists|\in|\notin|\subseteq|\setminus|\emptyset|\to|\Rightarrow|\Leftrightarrow|\mapsto|\implies|\iff
-\land|\lor|\neg|\oplus|\star|\ast|\circ|\bullet|\dagger|f'(x)|\ell|\hbar|\Re|\aleph|\angle|\perp|\parallel|p(x\mid z)|\therefore
+FORMULAS = r"""A\cap B|\bigcap_i A_i|A\cup B|A\sqcap B|x\odot y|x\otimes y|x\ominus y|\bigotimes|\frac{a}{b}|\dfrac12
+\binom{n}{k}|\sqrt[3]{x}|\sum_{i=1}^n i|\prod_i x_i|\int_0^1 x\,\mathrm dx|\oint|\lim_{x\to0}|\arg\max_x
+\operatorname{KL}(q\,\Vert\,p)|\operatorname*{arg\,min}_x|\mathbb{R}|\mathbb E|\mathcal{N}(\mu,\sigma^2)|\mathbf{x}
+\mathsf{A}|\mathfrak{g}|\mathscr{L}|\boldsymbol{\mu}|\bm{x}|\text{if } x>0|\textbf{a}|\texttt{a\_b}|\hat{x}
+\widetilde{xy}|\bar{x}|\vec{x}|\ddot{x}|\overline{ab}|\underbrace{a+b}_{n}|\overset{a}{=}|\stackrel{a}{=}
+\left(\frac12\right)|\left\{a\right\}|\left.x\right|_0|\bigl(a\bigr)|\Big[a\Big]|\lVert x\rVert|\langle x\rangle
+\lceil x\rceil|\lfloor x\rfloor|\begin{pmatrix}a&b\\c&d\end{pmatrix}|\begin{vmatrix}a&b\\c&d\end{vmatrix}
+\begin{Vmatrix}a\end{Vmatrix}|\begin{cases}a&b\\c&d\end{cases}|\substack{a\\b}|\begin{aligned}a&=b\\c&=d\end{aligned}
+\begin{align*}a&=b\end{align*}|\begin{array}{cc}a&b\end{array}|a\quad b|\boxed{x}|\cancel{x}|\neq|\leq|\geq|\ll
+\approx|\sim|\simeq|\cong|\equiv|\propto|\pm|\times|\div|\cdot|\cdots|\ldots|\vdots|\infty|\partial|\nabla|\forall
+\exists|\nexists|\in|\notin|\subseteq|\setminus|\emptyset|\to|\Rightarrow|\Leftrightarrow|\mapsto|\implies|\iff|\land
+\lor|\neg|\oplus|\star|\ast|\circ|\bullet|\dagger|f'(x)|\ell|\hbar|\Re|\aleph|\angle|\perp|\parallel|p(x\mid z)
+\therefore
 \alpha\beta\gamma\delta\epsilon\varepsilon\zeta\eta\theta\vartheta\iota\kappa\lambda\mu\nu\xi\pi\rho\varrho\sigma\tau\phi\varphi
-\chi\psi\omega|\Gamma\Delta\Theta\Lambda\Xi\Pi\Sigma\Upsilon\Phi\Psi\Omega|\log x|\Pr(x)|\pmod{n}|\xrightarrow{d}|\phantom{x}
-\coloneqq|\lesssim|x_{\text{max}}|10^{-3}|\square|\triangleq|\models|\prec|\bowtie|\circledast|\leftrightarrow|\nearrow"""
+\chi\psi\omega|\Gamma\Delta\Theta\Lambda\Xi\Pi\Sigma\Upsilon\Phi\Psi\Omega|\log x|\Pr(x)|\pmod{n}|\xrightarrow{d}
+\phantom{x}|\coloneqq|\lesssim|x_{\text{max}}|10^{-3}|\square|\triangleq|\models|\prec|\bowtie|\circledast
+\leftrightarrow|\nearrow"""
 
 
 def test_the_usual_formulas_come_out(tmp_path):
@@ -97,10 +98,10 @@ def test_the_usual_formulas_come_out(tmp_path):
 
 
 def test_what_looks_like_markup_and_is_not_is_shown(tmp_path):
-    shown = answered(tmp_path, "The ratio <tf_min> is a vector<float>, x<y and y>z.\n\n<b>\n\n---\n\nTwo <!-- a note --> parts"
-                               "\n\n# My heading\n\n@fig-plot #x \\`a`", "*Why* `x<y>`?")
-    for phrase in ("<tf_min> is a vector<float>, x<y and y>z", "<b>", "Two parts", "My heading", "@fig-plot #x", "Why x<y>?",
-                   "The end"):
+    shown = answered(tmp_path, "The ratio <tf_min> is a vector<float>, x<y and y>z.\n\n<b>\n\n---\n\nTwo <!-- a note "
+                               "--> parts\n\n# My heading\n\n@fig-plot #x \\`a`", "*Why* `x<y>`?")
+    for phrase in ("<tf_min> is a vector<float>, x<y and y>z", "<b>", "Two parts", "My heading", "@fig-plot #x",
+                   "Why x<y>?", "The end"):
         assert phrase in shown, phrase
     assert "a note" not in shown and "2 Second" in shown                            # a heading is no section
 
@@ -159,8 +160,6 @@ def test_a_chinese_name_is_printed(tmp_path):
     assert "王小明" in shown and "學號" in shown
 
 
-# ---- where a student writes ----
-
 def test_answers_are_the_tagged_cells_without_the_words_that_were_there(tmp_path):
     def cell(source, *tags):
         return new_markdown_cell(source, metadata={"tags": list(tags)})
@@ -193,8 +192,6 @@ def test_bad_details_are_named_and_good_ones_are_read(tmp_path, content, problem
     path.write_text("student_id: 0712345\nname: Zoë\n", encoding="utf-8")
     assert Details.load(path) == Details(student_id="0712345", name="Zoë")
 
-
-# ---- the paper itself ----
 
 def test_every_figure_table_and_listing_of_the_paper_is_named_in_its_text_once_shown():
     text = paper.PAPER.read_text(encoding="utf-8")

@@ -135,7 +135,8 @@ def test_the_protocols_of_several_samples_are_about_the_same_samples(model, tiny
     np.testing.assert_allclose(scores.psnr["mean_of_n"], psnr(sum(samples) / 3, truth).T, atol=1e-3)
     np.testing.assert_allclose(scores.psnr["two_samples"], psnr(samples[1], samples[0]).T, atol=1e-2)
     assert scores.samples["psnr"].shape == scores.samples["ssim"].shape == (4, 3)
-    np.testing.assert_allclose(scores.samples["psnr"], np.stack([psnr(s, truth).mean(0) for s in samples], 1), atol=1e-3)
+    own = np.stack([psnr(sample, truth).mean(0) for sample in samples], 1)
+    np.testing.assert_allclose(scores.samples["psnr"], own, atol=1e-3)
     np.testing.assert_allclose(scores.samples["psnr"].max(axis=1), scores.psnr["best_of_n"].mean(axis=1), atol=1e-3)
 
 

@@ -46,7 +46,7 @@ FIGURES = {
                                            maps={"difference": 90 * RNG.random((12, 32, 32))}, lines=2),
     "strip of 30": lambda: film.strip({"truth": video(30)}, n_past=N_PAST, psnr=np.linspace(25, 20, 28), lines=2),
     "psnr_over_time": lambda: figures.psnr_over_time(CURVES, n_past=N_PAST),
-    "psnr_distribution": lambda: figures.psnr_distribution({name: values.mean(axis=1) for name, values in CURVES.items()}),
+    "psnr_distribution": lambda: figures.psnr_distribution({name: psnr.mean(axis=1) for name, psnr in CURVES.items()}),
     "schedules": lambda: figures.schedules({"up": np.linspace(0, 1, 9), "flat": np.ones(9), "off": np.zeros(9)}),
     "comparison": lambda: figures.comparison(dict.fromkeys(("one [dB]", "two"), (COMPARED, BANDS)), {"hold": 17.4}),
     "best_of": lambda: figures.best_of(SAMPLES),

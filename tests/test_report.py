@@ -79,7 +79,7 @@ def test_the_report_is_a_paper_with_the_students_words_and_no_markup(lab, tmp_pa
 @pytest.mark.parametrize("details, answer, message", [
     (Details(discussion="A $\\lost$ one."), "", "report.yaml, in the paragraph of line 1: .*lost"),
     (Details(), "```", "01_derivation.ipynb, cell 1, in the paragraph of line 3: .* has no end")])
-def test_the_students_text_is_tried_before_anything_is_computed(tmp_path, monkeypatch, capsys, details, answer, message):
+def test_the_students_text_is_tried_before_all_else(tmp_path, monkeypatch, capsys, details, answer, message):
     monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
     cell = nbformat.v4.new_markdown_cell(f"{ANSWER}\n\n{answer}", metadata={"tags": ["answer"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "01_derivation.ipynb")
@@ -105,7 +105,8 @@ def test_the_zip_holds_what_is_handed_in_and_nothing_else(lab, tmp_path):
     assert path.name == "DL_LAB5_0856001_Mei_Lin.zip"
     names = {name.removeprefix(f"{path.stem}/") for name in ZipFile(path).namelist()}
     assert {"report.pdf", "lab5/model.py", "lab5/handin/report.typ", "lab5/handin/paper.md", "lab5/robot/toys.xml",
-            "notebooks/03_model.ipynb", "figures/06_strip.pdf", "results/history.jsonl", "results/best.safetensors"} <= names
+            "notebooks/03_model.ipynb", "figures/06_strip.pdf", "results/history.jsonl",
+            "results/best.safetensors"} <= names
     assert {name.split("/")[0] for name in names} == {
         "report.pdf", "README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "lab5", "tests",
         "notebooks", "figures", "results"}

@@ -42,7 +42,8 @@ def episodes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_the_bytes_depend_on_the_seed_and_not_on_the_processes(small, tmp_path):
     assert contents(make(tmp_path / "two", workers=2)) == contents(small)
-    other, pictures = contents(make(tmp_path / "other", seed=2)), {n: c for n, c in contents(small).items() if "png" in n}
+    other, pictures = contents(make(tmp_path / "other", seed=2)), contents(small)
+    pictures = {name: content for name, content in pictures.items() if "png" in name}
     assert all(other[name] != content for name, content in pictures.items())
     assert len(set(pictures.values())) == len(pictures) == 5 * LENGTH           # all sequences of all splits differ
 

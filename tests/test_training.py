@@ -6,26 +6,23 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
+import time
 from functools import partial, partialmethod
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import weights
 
 from lab5 import checkpoint, training
+from lab5.config import preset
 from lab5.data import DataError
 from lab5.model import CVAE
 from lab5.training import Diverged, RunLocked, read_history, train
-
-
-@pytest.fixture(autouse=True)
-def interruptible():
-    """Ctrl-C acts, also where the tests themselves were started in the background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+from lab5.workbook.run import Run
 
 
 class Cut(BaseException):
@@ -234,3 +231,43 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_trained(config, tin
     with pytest.raises(DataError, match="0 numbers of action and position, the model is conditioned on 7"):
         train(config, tiny_packs["train"], action_free, tmp_path / "free", progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_clock_that_jumps_changes_nothing(tiny_root, tiny_packs, tmp_path, monkeypatch):
+    """Back by a day and on by a year, from one look at it to the next, and files from the future."""
+    unbroken, lab = (Run(preset("smoke", n_future=1, epochs=4), tmp_path / name, tiny_root) for name in "ab")
+    unbroken.train(progress=False)
+    clock, jumps = time.time, itertools.cycle([-86_400, 31_536_000])
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+
+    def jump(history, model):
+        for file in lab.folder.iterdir():
+            os.utime(file, times=(clock() + next(jumps),) * 2)
+        return len(history) == 2
+
+    begun = time.monotonic()
+    lab.train(jump, progress=False)                            # stopped after two epochs
+    lab.train(jump, progress=False)
+    seconds = time.monotonic() - begun
+    assert weights(lab.folder) == weights(unbroken.folder) and exact(lab.history()) == exact(unbroken.history())
+    for record in lab.history():
+        assert 0 < record["seconds"] < seconds and 0 < record["sequences_per_second"] < 1e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what a process holds is read from /proc")
+def test_a_long_training_holds_no_more_memory_and_files_at_its_end(tiny_packs, tmp_path):
+    """960 steps in 120 epochs, each with a checkpoint, every fifth with a validation."""
+    held = []
+
+    def measure(history, model):
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        held.append((resident, len(os.listdir("/proc/self/fd"))))
+
+    settings = preset("smoke", precision="float32", width=2, g_dim=4, rnn_size=4, n_future=1, tf_start=0.5, epochs=120,
+                      batches_per_epoch=8, validate_every=5)
+    train(settings, tiny_packs["train"], tiny_packs["validate"], tmp_path, progress=False, on_epoch=measure)
+    early, late = held[30:60], held[90:]
+    grown = statistics.median(memory for memory, _ in late) - statistics.median(memory for memory, _ in early)
+    assert grown < 5e6, f"{grown / 1e6:.1f} MB more"
+    assert {files for _, files in early} == {files for _, files in late} and len({files for _, files in late}) == 1
+    assert len(read_history(tmp_path)) == 120

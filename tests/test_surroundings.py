@@ -1,137 +1,27 @@
-"""Faults, each made to happen: kills, full disks, folders that cannot be written, clocks that jump, a long run."""
+"""What a machine or its user lacks: room on a disk, the right to write, our kernel, an encoding, locks, a home."""
 
-import csv
 import errno
-import itertools
 import json
 import os
-import random
 import re
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import begin, contents, finish, wait_until, weights
+from conftest import weights
 from test_training import exact
 
 from lab5 import checkpoint, files
 from lab5.cli import main
 from lab5.config import preset
 from lab5.handin import report
-from lab5.robot.simulator import simulate
-from lab5.training import read_history, train
-from lab5.workbook import sweep
+from lab5.training import read_history
 from lab5.workbook.run import Run
 
-# Kills ---------------------------------------------------------------------------------------------------
-
-KILLS = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-from tqdm import tqdm
-from lab5 import cli, training
-
-tqdm.monitor_interval = 0                                       # its thread may hold a lock that a fork would keep
-folder, command = Path(sys.argv[1]), sys.argv[2:]
-chance, kills, epochs, runs = random.Random(1), 0, [], 0
-for name in ("imports", "unbroken"):
-    begun = time.monotonic()
-    assert cli.main([*command, "--run", str(folder / name)]) == 0
-whole = time.monotonic() - begun
-while kills < 12 or status:                                     # a run is killed on its way until it is finished
-    run = folder / f"killed-{runs}"
-    life = os.fork()                                            # which spares it the imports
-    if not life:
-        os._exit(cli.main([*command, "--run", str(run)]))
-    if kills < 12:
-        time.sleep(chance.uniform(0, 0.6 * whole))
-        os.kill(life, signal.SIGKILL)
-    status = os.waitpid(life, 0)[1]
-    kills += status == signal.SIGKILL
-    epochs.append(len(training.read_history(run)))
-    runs += status == 0
-print(json.dumps({"kills": kills, "epochs": epochs, "runs": runs, "whole": whole}))
-"""
-
-
-def test_a_killed_process_resumes_to_the_same_weights(tiny_root, tmp_path):
-    """SIGKILL at twelve random moments, started again each time with the same command."""
-    settings = ["precision=float32", "epochs=6", "batches_per_epoch=4", "validate_every=3", "n_future=1"]
-    command = ["train", "--preset", "smoke", "--data", tiny_root, *(a for s in settings for a in ("--set", s))]
-    process = begin(KILLS, tmp_path, *command)
-    found = json.loads(finish(process).splitlines()[-1])
-    assert found["kills"] >= 12 and len({*found["epochs"]}) > 2       # here and there
-    for run in range(found["runs"]):
-        assert weights(tmp_path / f"killed-{run}") == weights(tmp_path / "unbroken")
-        assert exact(read_history(tmp_path / f"killed-{run}")) == exact(read_history(tmp_path / "unbroken"))
-
-
-SIMULATE = "import sys; from lab5.robot.simulator import simulate; simulate(sys.argv[1], 14, 0, 0, 8, workers=2)"
-
-
-def test_a_killed_simulation_leaves_no_process_and_resumes_to_the_same_bytes(tmp_path):
-    split, chance, seen = tmp_path / "killed" / "processed_data" / "train", random.Random(0), set()
-    for _ in range(3):
-        there, process = len(list(split.glob("*/[0-9]*"))), begin(SIMULATE, tmp_path / "killed")
-        wait_until(lambda there=there: len(list(split.glob("*/[0-9]*"))) > there, process)
-        time.sleep(chance.uniform(0, 0.3))
-        process.kill()
-        finish(process)
-        seen.add(len(list(split.glob("*/[0-9]*"))))
-    assert len(seen) > 1                                        # it was killed here and there
-    finish(begin(SIMULATE, tmp_path / "killed"))
-    simulate(tmp_path / "whole", 14, 0, 0, length=8, workers=1, progress=False)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-
-
-def test_a_killed_worker_is_told_with_the_way_out():
-    with pytest.raises(RuntimeError, match="one of 2 processes was killed.*the same command resumes"):
-        list(files.each(os._exit, [1, 1], 2))
-
-
-GROUPS = {"Teacher forcing": {"always": {"tf_min": 1.0}, "never": {"tf_start": 0.0}}, "Extras": {"none": {}}}
-SWEEP = f"""
-import sys
-from pathlib import Path
-from lab5 import config
-from lab5.workbook import sweep
-from lab5.workbook.run import Run
-lab = Run(config.preset("smoke", precision="float32", epochs=8, n_future=1), *map(Path, sys.argv[1:]))
-sweep.write(lab.folder / "sweep.csv", sweep.sweep(lab, {GROUPS}, share=1.0, seeds=1))
-"""
-
-
-def test_a_killed_sweep_leaves_no_process_and_resumes_to_the_same_table(tiny_root, tmp_path, monkeypatch):
-    def scores(name):
-        with open(tmp_path / name / "sweep.csv") as file:
-            return [line | {"seconds": None} for line in csv.DictReader(file)]
-
-    def scored():
-        return [*tmp_path.glob("killed/variants/*/evaluation/test/scores.json")]
-
-    process = begin(SWEEP, tmp_path / "killed", tiny_root)
-    wait_until(scored, process)                                 # another of the three has not begun, or is on its way
-    process.kill()
-    finish(process)
-    done = {path: path.read_bytes() for path in scored()}
-    assert done and not (tmp_path / "killed" / "sweep.csv").exists()
-    printed = finish(begin(SWEEP, tmp_path / "killed", tiny_root))
-    assert "Error" not in printed, printed
-    assert {path: path.read_bytes() for path in done} == done
-    monkeypatch.setattr(sweep, "each", lambda task, items, *_: map(task, items))
-    lab = Run(preset("smoke", precision="float32", epochs=8, n_future=1), tmp_path / "whole", tiny_root)
-    sweep.write(tmp_path / "whole" / "sweep.csv", sweep.sweep(lab, GROUPS, share=1.0, seeds=1))
-    assert scores("killed") == scores("whole")
-
-
-# Disks that are full -------------------------------------------------------------------------------------
 
 @contextmanager
 def no_room(room=40_000):
@@ -187,8 +77,6 @@ def test_a_message_has_a_line_of_its_own(command, bar, tiny_root, tmp_path, caps
         assert bar in refused(capsys, tmp_path, *command.split(), tmp_path)
 
 
-# Folders that cannot be written --------------------------------------------------------------------------
-
 COMMANDS = """
 import contextlib, io, json, sys
 from lab5.cli import main
@@ -242,7 +130,14 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(obedient, tin
     assert not list(none.iterdir())
 
 
-# What lies beside us -------------------------------------------------------------------------------------
+def test_data_that_cannot_be_written_are_packed_beside_a_link_to_them(tiny_root, tmp_path, monkeypatch):
+    shutil.copytree(tiny_root / "processed_data", tmp_path / "closed" / "processed_data")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "processed_data").symlink_to(tmp_path / "closed" / "processed_data")
+    monkeypatch.chdir(tmp_path)
+    assert main("train --preset smoke --data own/processed_data --run run".split()) == 0
+    assert (tmp_path / "own" / "packed").is_dir() and not (tmp_path / "closed" / "packed").exists()
+
 
 def test_notebooks_run_with_the_interpreter_that_runs_the_command(tiny_root, tmp_path, monkeypatch):
     """Another kernel has the name python3, and is found first."""
@@ -319,61 +214,3 @@ def test_a_home_that_is_not_there_is_named(there, tiny_root, tmp_path, monkeypat
     if there is None:
         for command in (["train", "--run", "~/run"], ["check", "~/data"]):
             assert main(command) == 1 and "Set HOME where ~ is unknown" in capsys.readouterr().err
-
-
-def test_data_that_cannot_be_written_are_packed_beside_a_link_to_them(tiny_root, tmp_path, monkeypatch):
-    shutil.copytree(tiny_root / "processed_data", tmp_path / "closed" / "processed_data")
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "processed_data").symlink_to(tmp_path / "closed" / "processed_data")
-    monkeypatch.chdir(tmp_path)
-    assert main("train --preset smoke --data own/processed_data --run run".split()) == 0
-    assert (tmp_path / "own" / "packed").is_dir() and not (tmp_path / "closed" / "packed").exists()
-
-
-# Time ----------------------------------------------------------------------------------------------------
-
-DAY, YEAR = 86_400, 31_536_000
-
-
-def test_a_clock_that_jumps_changes_nothing(tiny_root, tiny_packs, tmp_path, monkeypatch):
-    """Back by a day and on by a year, from one look at it to the next, and files from the future."""
-    unbroken, lab = (Run(preset("smoke", n_future=1, epochs=4), tmp_path / name, tiny_root) for name in "ab")
-    unbroken.train(progress=False)
-    clock, jumps = time.time, itertools.cycle([-DAY, YEAR])
-    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
-
-    def jump(history, model):
-        for file in lab.folder.iterdir():
-            os.utime(file, times=(clock() + next(jumps),) * 2)
-        return len(history) == 2
-
-    begun = time.monotonic()
-    lab.train(jump, progress=False)                            # stopped after two epochs
-    lab.train(jump, progress=False)
-    seconds = time.monotonic() - begun
-    assert weights(lab.folder) == weights(unbroken.folder) and exact(lab.history()) == exact(unbroken.history())
-    for record in lab.history():
-        assert 0 < record["seconds"] < seconds and 0 < record["sequences_per_second"] < 1e6
-    before = lab.evaluation()
-    assert lab.evaluation().psnr["prior_sample"] == pytest.approx(before.psnr["prior_sample"], abs=1e-4)
-
-
-# Length --------------------------------------------------------------------------------------------------
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what a process holds is read from /proc")
-def test_a_long_training_holds_no_more_memory_and_files_at_its_end(tiny_packs, tmp_path):
-    """960 steps in 120 epochs, each with a checkpoint, every fifth with a validation."""
-    held = []
-
-    def measure(history, model):
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        held.append((resident, len(os.listdir("/proc/self/fd"))))
-
-    settings = preset("smoke", precision="float32", width=2, g_dim=4, rnn_size=4, n_future=1, tf_start=0.5, epochs=120,
-                      batches_per_epoch=8, validate_every=5)
-    train(settings, tiny_packs["train"], tiny_packs["validate"], tmp_path, progress=False, on_epoch=measure)
-    early, late = held[30:60], held[90:]
-    grown = statistics.median(memory for memory, _ in late) - statistics.median(memory for memory, _ in early)
-    assert grown < 5e6, f"{grown / 1e6:.1f} MB more"
-    assert {files for _, files in early} == {files for _, files in late} and len({files for _, files in late}) == 1
-    assert len(read_history(tmp_path)) == 120
