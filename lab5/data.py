@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from lab5.config import Config
 from lab5.files import DataError, home
@@ -169,18 +169,14 @@ def evaluation_loader(pack: Pack, length: int, batch_size: int, limit: int | Non
 
 def _loader(windows: Windows, keys, workers: int) -> DataLoader:
     # a generator of its own: making a loader must not change torch's global random state
-    return DataLoader(windows, batch_sampler=keys, num_workers=workers, collate_fn=_unchanged,
+    return DataLoader(windows, batch_sampler=keys, num_workers=workers, collate_fn=default_convert,
                       generator=torch.Generator(), pin_memory=torch.cuda.is_available(),
                       worker_init_fn=_ignore_interrupts)
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """A terminal's Ctrl-C reaches every process; the training needs its loaders until its step is finished."""
+    """A terminal's Ctrl-C reaches every process; the training ends its loaders, which need not print why."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _unchanged(batch: Batch) -> Batch:
-    return batch
 
 
 def to_video(frames: torch.Tensor) -> torch.Tensor:

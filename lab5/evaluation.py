@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from lab5.config import Config
 from lab5.data import FRAME_SIZE, Batch, DataError, Pack, evaluation_loader, to_video
 from lab5.files import tune_malloc, write_text
-from lab5.metrics import grade, psnr, ssim
+from lab5.metrics import psnr, ssim
 from lab5.model import CVAE, ElboTerms
 
 PROTOCOLS = {                                   # key -> what a reader sees
@@ -37,8 +37,6 @@ PROTOCOLS = {                                   # key -> what a reader sees
 METRICS = {"psnr": psnr, "ssim": ssim}
 Scores = dict[str, np.ndarray]
 
-
-# The machine ---------------------------------------------------------------------------------------------
 
 def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,8 +56,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The context in which the model computes; weights and losses stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
-
-# Predicting and scoring ----------------------------------------------------------------------------------
 
 def require_fit(config: Config, condition_dim: int, pack: Pack) -> None:
     """Raise DataError where a model of this configuration and condition size cannot be used on a pack."""
@@ -124,11 +120,6 @@ class Evaluation:
         kl, mse = (self.rate[name].mean() for name in ("kl", "mse"))
         return float(-1.5 * FRAME_SIZE ** 2 * np.log(2 * np.pi * np.e * mse) - kl)
 
-    @property
-    def grade(self) -> float:
-        """Share of the demo's marks that the graded protocol earns."""
-        return grade(self.average("prior_sample")[0])
-
     def table(self) -> str:
         """The averages as a Markdown table."""
         lines = ["| protocol | PSNR [dB] | SSIM |", "|---|---|---|"]
@@ -144,7 +135,7 @@ class Evaluation:
                          for key, values in getattr(self, name).items()} for name in (*METRICS, "samples", "rate")}
         averages = {measure: {p: dict(zip(("mean", "half_width_95"), self.average(p, measure), strict=True))
                               for p in getattr(self, measure)} for measure in METRICS}
-        content = {"facts": self.facts, "grade": self.grade, "averages": averages, "names": self.names, **scores}
+        content = {"facts": self.facts, "averages": averages, "names": self.names, **scores}
         write_text(folder / "scores.json", json.dumps(content, separators=(",", ":")) + "\n")
 
     @classmethod

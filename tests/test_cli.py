@@ -28,6 +28,6 @@ def test_train_changes_settings_and_evaluate_scores_the_run(tiny_root, tmp_path,
     assert "1 epochs" in capsys.readouterr().out
     assert main(["evaluate", *run]) == 0
     printed = capsys.readouterr().out
-    assert "prior sample (graded)" in printed and "average PSNR" in printed and "grade" in printed
+    assert "prior sample (graded)" in printed and "average PSNR" in printed and "of the 20 marks" in printed
     scores = json.loads((tmp_path / "run" / "evaluation" / "test" / "scores.json").read_text())
     assert f"{scores['averages']['psnr']['prior_sample']['mean']:.2f}" in printed

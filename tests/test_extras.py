@@ -23,8 +23,6 @@ BASICS = [{"condition": condition, "skip": skip} for condition in ("previous", "
 ALL = dict.fromkeys(EXTRAS, True)
 
 
-# ---- conditional convolution ----
-
 def test_conditional_is_the_papers_formula_channel_by_channel():
     """softplus(u_k . c) * conv_k(x) + v_k . c, written out, then the norm: frozen, where both are one map, or not."""
     torch.manual_seed(0)
@@ -53,8 +51,6 @@ def test_conditional_starts_as_the_identity():
     assert torch.allclose(scale, torch.ones(4, 3), atol=1e-6) and torch.equal(shift, torch.zeros(4, 3))
 
 
-# ---- aligned skips ----
-
 def test_an_aligner_starts_at_no_flow():
     state, skip = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     aligned, flow = Aligner(4)(state, skip, None)
@@ -76,8 +72,6 @@ def test_a_coarser_flow_is_twice_as_many_pixels_on_the_finer_map():
     _, flow = Aligner(2)(torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8), coarser)
     assert torch.allclose(flow, torch.full((1, 2, 8, 8), 3.0))
 
-
-# ---- latents ----
 
 def test_the_fixed_prior_is_the_standard_normal():
     mu, logvar, _ = FixedPrior(3)(torch.randn(2, 4, 5))
@@ -131,8 +125,6 @@ def test_a_learned_prior_is_what_the_kl_is_measured_against():
     assert torch.allclose(terms.levels[0], gaussian_kl(mu, logvar, prior_mu, prior_logvar))
     assert not torch.allclose(prior_mu, torch.zeros_like(prior_mu))
 
-
-# ---- all together ----
 
 @pytest.mark.parametrize("switches", [*COMBINATIONS, *BASICS], ids=str)
 @pytest.mark.parametrize("width", [7, 0], ids=["conditioned", "action-free"])
@@ -192,8 +184,6 @@ def test_with_all_of_them_the_parallel_pass_is_the_frame_by_frame_loop(pattern, 
     assert losses == pytest.approx(plain, rel=1e-11)
     assert (gradient - plain_gradient).norm() <= 1e-10 * plain_gradient.norm()
 
-
-# ---- the calibrated reconstruction ----
 
 def test_the_calibrated_loss_is_the_bound_at_the_best_variance():
     """D/2 log MSE + KL, over D, is the negative ELBO of a Gaussian decoder at its best variance, up to a constant."""

@@ -55,7 +55,7 @@ def test_every_figure_is_there_for_print_and_screen_and_the_gif(chain):
 def test_every_point_of_the_assignment_is_answered_and_the_grade_is_that_of_the_saved_scores(chain):
     run, printed = chain
     scores = Evaluation.load(run / "evaluation" / "test")
-    assert f"{scores.average('prior_sample')[0]:.2f} ± " in printed and f"a grade of {scores.grade:.0%}" in printed
+    assert f"{scores.average('prior_sample')[0]:.2f} ± " in printed and "0 of the 20 marks" in printed
     assert "MISSING" not in printed and "EMPTY  report.yaml: discussion" in printed and "no student id" in printed
     assert sum(marks for _, marks, _ in rubric.POINTS) == 5 + 10 + 15 + 30 + 20 + 30
 
@@ -101,8 +101,13 @@ def test_what_is_lost_is_missed_and_nothing_else(lab, text, lost, point, remark)
 
 
 def test_the_zip_holds_what_is_handed_in_and_nothing_else(lab, tmp_path):
+    """The notebooks as they were executed, with the answers that stand in the project's now."""
+    executed = lab.folder / "notebooks" / "03_model.ipynb"
+    executed.write_text(executed.read_text().replace(ANSWER, "An older answer."))
     path = submit(lab, STUDENT, tmp_path)
     assert path.name == "DL_LAB5_0856001_Mei_Lin.zip"
+    sent = ZipFile(path).read(f"{path.stem}/notebooks/03_model.ipynb").decode()
+    assert ANSWER in sent and "An older answer." not in sent and sent.count('"outputs"') > 20
     names = {name.removeprefix(f"{path.stem}/") for name in ZipFile(path).namelist()}
     assert {"report.pdf", "lab5/model.py", "lab5/handin/report.typ", "lab5/handin/paper.md", "lab5/robot/toys.xml",
             "notebooks/03_model.ipynb", "figures/06_strip.pdf", "results/history.jsonl",

@@ -4,6 +4,7 @@ from textwrap import shorten
 
 from lab5.evaluation import Evaluation
 from lab5.handin.words import Details, Words
+from lab5.metrics import grade
 from lab5.workbook.run import Run
 
 POINTS = (                                      # a point, its marks (0: in those above), its label in the report
@@ -49,7 +50,7 @@ def check(lab: Run, text: str, details: Details, words: list[Words], pages: dict
 
 
 def summary(lab: Run, scores: Evaluation) -> str:
-    """Scores as a table, the grade that they earn, and where everything is."""
+    """Scores as a table, the marks that they earn, and where everything is."""
     mean, half = scores.average("prior_sample")
     return (f"{scores.table()}\n\n{mean:.2f} ± {half:.2f} dB average PSNR over {len(scores.names)} test sequences of "
-            f"{lab.data_name}, a grade of {scores.grade:.0%}\nall files: {lab.folder}")
+            f"{lab.data_name}: {20 * grade(mean):.0f} of the 20 marks for the prediction\nall files: {lab.folder}")

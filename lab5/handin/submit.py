@@ -6,7 +6,7 @@ from unicodedata import normalize
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from lab5.files import write_atomically
-from lab5.handin.words import Details
+from lab5.handin.words import Details, with_answers
 from lab5.workbook.run import PROJECT, Run
 
 SOURCE = ("README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "tests/*.py", "figures/draw.py",
@@ -33,7 +33,8 @@ def submit(lab: Run, details: Details, folder: Path) -> Path:
         with ZipFile(path, "w", ZIP_DEFLATED) as archive:
             for source, prefix, patterns in parts:
                 for file in (file for pattern in patterns for file in sorted(source.glob(pattern))):
-                    archive.write(file, f"{name}/{prefix}{file.relative_to(source).as_posix()}")
+                    content = with_answers(file) if file.suffix == ".ipynb" else file.read_bytes()
+                    archive.writestr(f"{name}/{prefix}{file.relative_to(source).as_posix()}", content)
 
     write_atomically(folder / f"{name}.zip", write)
     return folder / f"{name}.zip"

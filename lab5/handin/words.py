@@ -52,6 +52,15 @@ def read_cells(path: Path) -> list:
         raise ValueError(f"{path}: cannot be read ({str(error)[:80]}); `lab5 report` executes all notebooks") from error
 
 
+def with_answers(executed: Path) -> str:
+    """An executed notebook with the answers that stand in the project's own now, which may be newer."""
+    notebook, own = nbformat.read(executed, as_version=4), read_cells(PROJECT / "notebooks" / executed.name)
+    answers = [[cell for cell in cells if "answer" in cell.metadata.get("tags", [])] for cells in (notebook.cells, own)]
+    for cell, newer in zip(*answers, strict=False):
+        cell.source = newer.source
+    return nbformat.writes(notebook)
+
+
 def read_words(details: Details, notebooks: Iterable[Path]) -> list[Words]:
     """The discussion and every answer, also those that are blank.
 
