@@ -127,7 +127,7 @@ def test_readme_quotes_the_recorded_scores():
     assert (f"| {mean:.2f} ± {half:.2f} | {ssim:.3f} | {hundred.average('best_of_n')[0]:.2f} | "
             f"{free.average('posterior')[0]:.2f} | {free.rate['kl'].mean():.2g} |") in README.replace("*", "")
     one = [f"{found.average('prior_sample')[0]:.2f}" for found in (many, hundred)]
-    assert f"where one sample scores {one[0]} and {one[1]} dB" in README
+    assert f"one sample scores {one[0]} and {one[1]} dB" in README
     for protocol in ("repeat_last", "copy_previous"):
         assert re.search(rf"\b{scores.average(protocol)[0]:.2f}\b", README)
 
