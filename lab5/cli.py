@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         status, message = 1, f"lab5 {options.command}: {error}"
     except KeyboardInterrupt:
-        status, message = 130, f"\nlab5 {options.command}: stopped; the same command resumes, training by whole epochs"
+        status, message = 130, f"\nlab5 {options.command}: stopped; the same command resumes from what is saved"
     print(message, file=sys.stderr)                             # here, since a bar is closed with the error's frames
     return status
 
