@@ -27,8 +27,6 @@ ARRAYS = "frames", "conditions"                 # of a pack
 LEAST_STD = 1e-3                                # a column that varies less counts as constant
 
 
-# The pack ------------------------------------------------------------------------------------------------
-
 @dataclass(frozen=True, eq=False)
 class Pack:
     """One split, memory-mapped and read only. A loader's worker receives its folder, not its content."""
@@ -81,8 +79,6 @@ def open_pack(root: str | Path, split: str) -> Pack:
         raise DataError(f"{folder}: there is no such pack; `lab5 pack {home(root)}` makes it from processed_data")
     return _open(folder)
 
-
-# Batches -------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True, eq=False)
 class Batch:

@@ -1,6 +1,7 @@
 """Berkeley's TFRecords become packs that hold what was recorded, or are refused with the file and the record."""
 
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -106,8 +107,10 @@ def test_a_record_that_lacks_something_is_refused(tmp_path, changes, says):
     made[1] = {name: value for name, value in (made[1] | changes).items() if value is not None}
     path = write(tmp_path, {"test/traj_0_to_2": 0}) / "softmotion30_44k/test/traj_0_to_2.tfrecords"
     path.write_bytes(b"".join(map(record, made)))
-    with pytest.raises(DataError, match=f"traj_0_to_2.tfrecords: record 1: .*{says}.*extract it again"):
+    before = {*threading.enumerate()}
+    with pytest.raises(DataError, match=f"traj_0_to_2.tfrecords: record 1: .*{says}.*extract it again") as error:
         open_or_pack(tmp_path, "test", progress=False)
+    assert {*threading.enumerate()} <= before, error            # the threads that read have ended
     assert not (tmp_path / "packed/test").exists()
 
 

@@ -31,8 +31,6 @@ def test_full_width_is_the_labs_22_million_parameters():
     assert 22.1e6 < count < 22.4e6
 
 
-# ---- what the model may look at ----
-
 def test_predict_cannot_be_given_a_future_frame():
     """Nothing but the context, the condition and the noise is an argument, and frames beyond n_past are refused."""
     assert list(inspect.signature(CVAE.predict).parameters) == ["self", "context", "condition", "noise"]
@@ -89,8 +87,6 @@ def test_skips_come_from_the_right_frame(skip, forced):
         frame = next(frame for frame, source in sources if torch.allclose(source, skip_map, atol=1e-6))
         assert torch.allclose(frame, expected, atol=1e-6), f"step {step}"
 
-
-# ---- the parallel pass ----
 
 def test_segments_group_the_steps_that_depend_on_no_prediction():
     T, F = True, False

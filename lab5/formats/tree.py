@@ -15,6 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -164,7 +165,9 @@ def _write_pack(root: Path, split: str, source: Source, progress: bool, regenera
                                 "free. Free some space, or link this folder to a larger disk")
             try:
                 aside.mkdir()
-                _write_arrays(aside, (len(reads), T, D), _read_ahead(source, f"packing {split}", progress))
+                # closed here if a sequence is damaged: garbage collection in a starting thread would wait for ever
+                with closing(_read_ahead(source, f"packing {split}", progress)) as sequences:
+                    _write_arrays(aside, (len(reads), T, D), sequences)
                 shas = {f"{name}_sha256": file_sha(aside / f"{name}.npy") for name in ARRAYS}
                 record = {"simulated": (root / "processed_data" / SIMULATION).exists(), **shas, "names": list(reads)}
                 (aside / "pack.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
