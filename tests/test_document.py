@@ -12,7 +12,7 @@ from PIL import Image
 from pypdf import PdfReader
 
 from lab5.handin import paper, pdf
-from lab5.handin.words import Details, Words, read_words
+from lab5.handin.words import ANSWER, Details, Words, read_words, with_answers
 
 MEI_LIN = Details(student_id="0856001", name="Mei Lin")
 PLAIN = """# First {#sec-first}
@@ -171,6 +171,18 @@ def test_answers_are_the_tagged_cells_without_the_words_that_were_there(tmp_path
     assert read_words(Details(discussion="Mine."), [tmp_path / "03_x.ipynb"]) == [
         Words("report.yaml", "discussion", "Mine."), Words("03_x.ipynb, cell 2", "03", "", "Your turn: why?"),
         Words("03_x.ipynb, cell 6", "03", " Because\n\nof it.", "**What?**")]
+
+
+def test_an_answer_goes_into_its_own_cell_of_an_executed_copy(tmp_path, monkeypatch):
+    """Also where the student has deleted another one since."""
+    old, new = ([new_markdown_cell(text, id=name, metadata={"tags": ["answer"]}) for name, text in answers.items()]
+                for answers in ({"a": "Old a.", "b": "Old b."}, {"b": "New b."}))
+    for folder, cells in ((tmp_path, old), (tmp_path / "notebooks", new)):
+        folder.mkdir(exist_ok=True)
+        nbformat.write(new_notebook(cells=cells), folder / "03_x.ipynb")
+    monkeypatch.setattr("lab5.handin.words.PROJECT", tmp_path)
+    sent = nbformat.reads(with_answers(tmp_path / "03_x.ipynb"), 4)
+    assert [cell.source for cell in sent.cells] == [ANSWER, "New b."]
 
 
 def test_a_notebook_that_is_missing_or_torn_is_named(tmp_path):

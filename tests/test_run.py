@@ -125,11 +125,3 @@ def test_a_result_says_where_it_comes_from(trained):
     for fact in (trained.config.hash, "simulated robot", trained.pack("test").data_sha, show.machine(), "float32"):
         assert fact in line
     assert show.table("a", "b", rows=[(1, "x")]) == "| a | b |\n| :-- | :-- |\n| 1 | x |"
-
-
-def test_the_environments_check_names_what_is_missing_and_is_short_where_nothing_is(monkeypatch, capsys):
-    show.check_environment()
-    assert capsys.readouterr().out.startswith("[OK]")
-    monkeypatch.setattr(show, "requires", lambda _: ["torch>=2", "no-such-thing>=1.5", 'no-such-test; extra == "test"'])
-    show.check_environment()
-    assert capsys.readouterr().out == "[FAIL] no-such-thing>=1.5 is not installed: pip install 'no-such-thing>=1.5'\n"

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 from unicodedata import normalize
-from zipfile import ZIP_DEFLATED, ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from lab5.files import write_atomically
 from lab5.handin.words import Details, with_answers
@@ -34,7 +34,8 @@ def submit(lab: Run, details: Details, folder: Path) -> Path:
             for source, prefix, patterns in parts:
                 for file in (file for pattern in patterns for file in sorted(source.glob(pattern))):
                     content = with_answers(file) if file.suffix == ".ipynb" else file.read_bytes()
-                    archive.writestr(f"{name}/{prefix}{file.relative_to(source).as_posix()}", content)
+                    place = f"{name}/{prefix}{file.relative_to(source).as_posix()}"
+                    archive.writestr(ZipInfo.from_file(file, place, strict_timestamps=False), content, ZIP_DEFLATED)
 
     write_atomically(folder / f"{name}.zip", write)
     return folder / f"{name}.zip"

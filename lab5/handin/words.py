@@ -54,10 +54,11 @@ def read_cells(path: Path) -> list:
 
 def with_answers(executed: Path) -> str:
     """An executed notebook with the answers that stand in the project's own now, which may be newer."""
-    notebook, own = nbformat.read(executed, as_version=4), read_cells(PROJECT / "notebooks" / executed.name)
-    answers = [[cell for cell in cells if "answer" in cell.metadata.get("tags", [])] for cells in (notebook.cells, own)]
-    for cell, newer in zip(*answers, strict=False):
-        cell.source = newer.source
+    notebook = nbformat.read(executed, as_version=4)
+    newer = {cell.id: cell.source for cell in read_cells(PROJECT / "notebooks" / executed.name)}
+    for cell in notebook.cells:
+        if "answer" in cell.metadata.get("tags", []):
+            cell.source = newer.get(cell.id, ANSWER)
     return nbformat.writes(notebook)
 
 

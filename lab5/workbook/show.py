@@ -11,7 +11,6 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ import torch
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
-from lab5.evaluation import choose_device, choose_precision
 from lab5.files import cores, write_atomically
 from lab5.workbook import figures, film
 
@@ -85,21 +83,6 @@ def provenance(lab: Run) -> str:
     return ("Run `{run}`, configuration `{configuration}` (preset {preset}), seed {seed}; {data}, test split "
             "`{test split}` of {test sequences} sequences; {machine}, {precision}; torch {torch}, lab5 {lab5}, Python "
             "{Python}.".format_map(lab.facts()))
-
-
-def check_environment() -> None:
-    """Print what the workbook needs and this machine lacks, each with what to do, or that nothing is missing."""
-    missing, free = [], shutil.disk_usage(PROJECT).free / 2 ** 30
-    for requirement in requires("lab5") or []:
-        try:
-            if "extra ==" not in requirement:
-                version(re.split(r"[<>=!~ ;]", requirement, maxsplit=1)[0])
-        except PackageNotFoundError:
-            missing.append(f"[FAIL] {requirement} is not installed: pip install '{requirement}'")
-    if free < 2:
-        missing.append(f"[FAIL] {free:.1f} GiB free on this disk: a run and its data need 2; free some")
-    print("\n".join(missing) or f"[OK] every package is here, and {free:.0f} GiB of disk; {machine()}, "
-          f"{choose_precision('auto', choose_device())}")
 
 
 def machine() -> str:
