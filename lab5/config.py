@@ -88,7 +88,7 @@ class Config(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2 ** 32)] = 1       # what numpy and torch both accept
     workers: Annotated[int, Field(ge=0, le=64)] = 0         # loader processes; a pack is fast enough for 0 on a CPU
-    processes: Annotated[int, Field(ge=0, le=64)] = 0       # on a CPU, of one thread each; 0: measured when it begins
+    processes: Annotated[int, Field(ge=0, le=64)] = 0       # on a CPU; 0: one per core, in a long run
 
     # Evaluation
     validate_every: Count = 5           # epochs between two scorings of the validation split

@@ -58,7 +58,7 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
-    """Join `size` processes of one thread each: this one, and others that call `task(*arguments)`.
+    """Join `size` processes: this one, and others that call `task(*arguments)`. They share this one's threads.
 
     The others end with this process, however it ends. Raises RuntimeError where one of them was killed, and what one of
     them raised.
@@ -92,7 +92,7 @@ def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
 
 
 def _join(store: dist.Store, number: int, size: int) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(1, torch.get_num_threads() // size))
     dist.init_process_group("gloo", store=store, rank=number, world_size=size, timeout=PATIENCE)
 
 

@@ -38,7 +38,7 @@ Record = dict[str, Any]
 OnEpoch = Callable[[list[Record], CVAE], bool | None]
 
 LARGEST_KL = 1e4                                # nats per frame; a model that learns has tens or hundreds
-WORTH_MEASURING = 200                           # steps of a run that begins with measuring what is fastest
+WORTH_SHARING = 200                             # steps from which on starting further processes pays
 NUMBERS = "loss mse kl kl_weight teacher_forcing lr seconds sequences_per_second".split()        # of every epoch
 
 
@@ -73,7 +73,7 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
         tune_malloc()
         config = write_or_match_config(run, config)
         if not config.processes and not dist.is_initialized():
-            config = write_or_match_config(run, config.replace(processes=fastest(config, train_pack)))
+            config = write_or_match_config(run, config.replace(processes=process_count(config)))
         alone = config.processes < 2 or dist.is_initialized()
         try:
             with nullcontext() if alone else processes.companions(
@@ -100,35 +100,15 @@ def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, pro
     return trainer.history
 
 
-def fastest(config: Config, pack: Pack) -> int:
-    """In how many processes of one thread each this machine trains fastest; 1: in one with all of torch's threads.
+def process_count(config: Config) -> int:
+    """In how many processes a run trains on this machine: on a CPU one per core, if each gets two sequences of a batch.
 
-    Measured, for a few seconds, where several are possible and the run is long enough. A small model gains little from
-    a second thread, and its threads wait for each other where the machine is busy.
+    A small model gains little from a second thread, and its threads wait for each other where the machine is busy. On a
+    GPU, and where starting processes would take longer than it saves, in one.
     """
-    threads = torch.get_num_threads()
-    size = max(n for n in range(1, cores() + 1) if config.batch_size % n == 0 and config.batch_size // n > 1)
-    if size == 1 or choose_device().type != "cpu" or config.steps < WORTH_MEASURING:
+    if choose_device().type != "cpu" or config.steps < WORTH_SHARING:
         return 1
-    try:
-        together = _step_seconds(config, pack)
-        torch.set_num_threads(1)
-        shared = _step_seconds(config.replace(batch_size=config.batch_size // size), pack)
-    finally:
-        torch.set_num_threads(threads)
-    return size if shared < together else 1
-
-
-def _step_seconds(config: Config, pack: Pack) -> float:
-    """The shorter time of two free-running steps, after a first one."""
-    config = config.replace(tf_start=0.0, workers=0)
-    trainer = Trainer(config, pack, Path("not a run"))
-    seconds = []
-    for step, batch in enumerate(training_loader(pack, config, range(3))):
-        started = time.perf_counter()
-        trainer.step(batch, step)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+    return max(n for n in range(1, cores() + 1) if config.batch_size % n == 0 and config.batch_size // n > 1)
 
 
 class Trainer:

@@ -125,23 +125,16 @@ def test_what_another_process_raises_is_told():
         processes.dist.barrier()
 
 
-def test_the_number_of_processes_is_measured_and_kept(tiny_root, tiny_packs, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "WORTH_MEASURING", 1)
+def test_a_long_run_has_a_process_for_each_core_and_keeps_their_number(tiny_packs, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_train", lambda config, *rest: config.processes)
     monkeypatch.setattr(processes, "companions", lambda size, *rest: nullcontext())
-    monkeypatch.setattr(training, "cores", lambda: 2)
-    seconds = {4: 1.0, 2: 0.9}                                  # with two threads; half of the batch with one
-    monkeypatch.setattr(training, "_step_seconds", lambda config, pack: seconds[config.batch_size])
-    config = preset("smoke", batch_size=4)
-    for size in (2, 1, 2):                                      # at last, the first run again: not measured anew
-        run = tmp_path / str(size)
+    for size, cores, batch_size, steps in ((2, 2, 4, 200), (1, 2, 4, 199), (1, 4, 3, 200), (3, 4, 6, 200),
+                                           (3, 2, 6, 200)):     # at last, a run of another machine
+        monkeypatch.setattr(training, "cores", lambda cores=cores: cores)
+        config = preset("smoke", batch_size=batch_size, epochs=1, batches_per_epoch=steps)
+        run = tmp_path / config.hash
         assert training.train(config, tiny_packs["train"], tiny_packs["validate"], run) == size
         assert Config.load(run / "config.json").processes == size
-        seconds[2] = 1.1
-
-
-def test_a_step_is_measured_as_it_is_trained(tiny_packs):
-    assert training._step_seconds(preset("smoke"), tiny_packs["train"]) > 0
 
 
 def test_every_sequence_goes_to_one_process_and_once_per_pass(tiny_packs, monkeypatch):

@@ -17,9 +17,9 @@ from lab5.workbook.latents import explained, gaussians
 from lab5.workbook.run import PROJECT, RECORDED, SIMULATION_SEED, Run, copy_recorded, open_run, recorded_run
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-PRESETS = runpy.run_path(str(PROJECT / "recorded" / "make.py"))["RUNS"]
+CONFIGS = runpy.run_path(str(PROJECT / "recorded" / "make.py"))["RUNS"]
 HUNDRED = "test-best_of100-limit64"
-every_run = pytest.mark.parametrize("name", PRESETS)
+MODELS = "told", "action_free"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def assert_alike(scores: np.ndarray, expected: np.ndarray, slack: float) -> None
     assert np.median(difference) < slack and difference.mean() < 3 * slack, difference
 
 
-@every_run
+@pytest.mark.parametrize("name", MODELS)
 def test_the_weights_score_what_is_recorded(name, first_sequences):
     """In the recorded precision, which every processor computes in, if slowly; another one rounds otherwise, and since
     frames are fed back this may move one sequence by tenths of a decibel, but not most.
@@ -63,13 +63,13 @@ def test_the_weights_score_what_is_recorded(name, first_sequences):
     assert scored[facts["epoch"]] == facts[measure] == max(filter(None, scored.values()))
 
 
-@every_run
-def test_it_is_a_small_and_finished_run_of_the_preset(name):
-    folder, chosen = RECORDED.with_name(name), preset(PRESETS[name])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_is_a_small_and_finished_run_of_its_configuration(name):
+    folder, chosen = RECORDED.with_name(name), CONFIGS[name]
     assert Config.load(folder / "config.json").differences(chosen) == []
     assert len(read_history(folder)) == chosen.epochs
-    assert (folder / "best.safetensors").stat().st_size < 8.5e6
-    assert all(path.stat().st_size < 1e6 for path in folder.rglob("scores.json"))
+    assert (folder / "best.safetensors").exists() == (name in MODELS)           # of the twin scores are enough
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 9.5e6
 
 
 def test_the_two_models_differ_as_06_says():

@@ -74,9 +74,9 @@ def sweep(lab: Run, choices: Choices, share: float, seeds: int) -> list[dict]:
     frame. Finished runs are read, others resume. On a CPU as many train at a time as there are cores, one thread each.
     """
     epochs = max(1, round(share * lab.config.epochs))
-    runs = [(choice, option, seed, lab.variant(**changes, epochs=epochs, validate_every=epochs, seed=seed))
-            for seed in range(1, seeds + 1) for choice, options in choices.items()
-            for option, changes in options.items()]
+    equal = {"epochs": epochs, "validate_every": epochs, "processes": 1}
+    runs = [(choice, option, seed, lab.variant(**changes, **equal, seed=seed)) for seed in range(1, seeds + 1)
+            for choice, options in choices.items() for option, changes in options.items()]
     variants = list({variant.folder: variant for *_, variant in runs}.values())
     for variant in variants:
         variant.prepare()
