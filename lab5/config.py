@@ -17,7 +17,8 @@ Layers = Annotated[int, Field(gt=0, le=64)]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
-# Settings of the machine, which decide no result: not in the hash, and free to change on resuming
+# Settings of the machine: not in the hash, and free to change on resuming, which changes results by rounding only (of
+# `processes`: and by the statistics of batch norms that are not frozen)
 MACHINE_FIELDS = frozenset({"preset", "precision", "workers", "processes", "best_of"})
 
 
