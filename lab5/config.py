@@ -155,7 +155,7 @@ PRESETS: dict[str, Config] = {
     # the same effort on SVG's own task, where the action is not told and z has to say what happens
     "action_free": Config(
         preset="action_free", condition="none", reconstruction="calibrated", learned_prior=True, residual=True,
-        width=16, z_dim=16, kl_ramp=0.1, epochs=40, batches_per_epoch=100, batch_size=8, lr=3e-3, norm_freeze=0.5,
+        width=16, z_dim=16, kl_ramp=0.1, epochs=40, batches_per_epoch=100, batch_size=8, lr=3e-3, norm_freeze=0.15,
         tf_hold=0.1, tf_end=0.5, validate_every=2, validate_sequences=64, sim_train=4096),
     # the lab's own schedule on BAIR: 300 epochs of 600 batches of 12
     "full": Config(),
