@@ -8,7 +8,7 @@ from conftest import seeded_model
 from lab5.config import preset
 from lab5.data import Windows, to_video
 from lab5.evaluation import infer, prior_noise
-from lab5.workbook.latents import Gaussians, direction, explained, gaussians, residual_spectrum
+from lab5.workbook.latents import explained, gaussians, residual_spectrum
 
 CONFIG = preset("smoke", precision="float32", condition="none", learned_prior=True)
 RNG = np.random.default_rng(0)
@@ -20,14 +20,6 @@ def test_explained_is_one_for_a_linear_map_zero_for_noise_and_needs_a_network_fo
     linear, network = explained(inputs, targets), explained(inputs, targets, hidden=256)
     assert linear == pytest.approx([1, 0, 0], abs=0.02)
     assert network[[0, 2]] == pytest.approx([1, 1], abs=0.1) and abs(network[1]) < 0.25
-
-
-def test_the_direction_is_that_of_the_noise_that_goes_with_a_target():
-    noise = RNG.normal(size=(300, 5, 4))
-    scale = np.array([0.1, 1.0, 3.0, 2.0])                      # of the prior, which must not matter
-    found = Gaussians(2 + noise * scale, np.zeros_like(noise), np.full_like(noise, 2.0),
-                      np.broadcast_to(2 * np.log(scale), noise.shape))
-    assert direction(found, noise @ [0.6, 0.0, -0.8, 0.0]) == pytest.approx([0.6, 0, -0.8, 0], abs=0.1)
 
 
 def test_with_teacher_forcing_the_gaussians_are_those_of_the_bound(tiny_packs):

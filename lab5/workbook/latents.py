@@ -64,16 +64,6 @@ def explained(inputs: np.ndarray, targets: np.ndarray, hidden: int = 0) -> np.nd
     return 1 - (rest ** 2).sum(axis=0) / ((new_y - new_y.mean(axis=0)) ** 2).sum(axis=0)
 
 
-def direction(found: Gaussians, target: np.ndarray) -> np.ndarray:
-    """The unit vector (z_dim,) of noise that goes with `target` (sequences, T-1): their covariance over the data.
-
-    The noise of a posterior is its mean's distance from the prior's, in the prior's standard deviations.
-    """
-    noise = (found.mu - found.prior_mu) * np.exp(-0.5 * found.prior_logvar)
-    covariance = np.einsum("ntz,nt->z", noise - noise.mean(axis=(0, 1)), target - target.mean())
-    return covariance / np.linalg.norm(covariance)
-
-
 def residual_spectrum(model: CVAE, pack: Pack) -> np.ndarray:
     """Variances of the prior mean's error along its principal directions, largest first: (sequences * n_future,).
 
