@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 # Settings of the machine: not in the hash, and free to change on resuming, which changes results by rounding only (of
 # `processes`: and by the statistics of batch norms that are not frozen)
-MACHINE_FIELDS = frozenset({"preset", "precision", "workers", "processes", "best_of"})
+MACHINE_FIELDS = frozenset({"preset", "precision", "processes", "best_of"})
 
 
 class Config(BaseModel):
@@ -88,7 +88,6 @@ class Config(BaseModel):
     grad_clip: Annotated[float, Field(ge=0)] = 1.0          # largest norm of the whole gradient; 0: no clipping
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2 ** 32)] = 1       # what numpy and torch both accept
-    workers: Annotated[int, Field(ge=0, le=64)] = 0         # loader processes; a pack is fast enough for 0 on a CPU
     processes: Annotated[int, Field(ge=0, le=64)] = 0       # on a CPU; 0: one per core, in a long run
 
     # Evaluation

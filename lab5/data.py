@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +28,7 @@ LEAST_STD = 1e-3                                # a column that varies less coun
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """One split, memory-mapped and read only. A loader's worker receives its folder, not its content."""
+    """One split, memory-mapped and read only. Another process receives its folder, not its content."""
 
     name: str                                   # the split
     frames: np.ndarray                          # (N, T, 64, 64, 3) uint8
@@ -88,17 +87,9 @@ class Batch:
     condition: torch.Tensor                     # (T, B, D) float32
     index: torch.Tensor                         # (B,) int64, which sequences of the split
 
-    def __reduce__(self):
-        """A loader's process sends arrays through a pipe, not shared memory, of which containers have little."""
-        return _to_batch, (self.frames.permute(0, 1, 3, 4, 2).numpy(), self.condition.numpy(), self.index.numpy())
-
     def pin_memory(self) -> Batch:
         """Called by the loader where there is a GPU: copies from pinned memory run beside the computation."""
         return Batch(self.frames.pin_memory(), self.condition.pin_memory(), self.index)
-
-
-def _to_batch(frames: np.ndarray, conditions: np.ndarray, index: np.ndarray) -> Batch:
-    return Batch(torch.from_numpy(frames).permute(0, 1, 4, 2, 3), torch.from_numpy(conditions), torch.from_numpy(index))
 
 
 class Windows(Dataset):
@@ -123,8 +114,9 @@ class Windows(Dataset):
         pairs = [key if isinstance(key, tuple) else (key, 0) for key in keys]
         index = np.array([index for index, _ in pairs], dtype=np.int64)
         times = np.array([self._start(*pair) for pair in pairs]) + np.arange(self.length)[:, None]      # (T, B)
-        frames, conditions = (np.asarray(array[index, times]) for array in (self.pack.frames, self.pack.conditions))
-        return _to_batch(frames, conditions, index)
+        frames, conditions = (torch.from_numpy(np.asarray(array[index, times])) for array in (
+            self.pack.frames, self.pack.conditions))
+        return Batch(frames.permute(0, 1, 4, 2, 3), conditions, torch.from_numpy(index))
 
     def _start(self, index: int, pass_: int) -> int:
         if self.seed is None:
@@ -149,30 +141,25 @@ def _training_keys(config: Config, count: int, steps: range, share: slice) -> It
 def training_loader(pack: Pack, config: Config, steps: range, share: slice = slice(None)) -> DataLoader:
     """The batches of the given steps of an endless stream of passes over the split, each visiting every sequence once.
 
-    A batch depends on the seed and its step alone, so a run that resumes at step s, with any number of workers, sees
-    what an unbroken one sees. `share` is the part of each batch that is wanted, where several processes share one.
+    A batch depends on the seed and its step alone, so a run that resumes at step s sees what an unbroken one sees.
+    `share` is the part of each batch that is wanted, where several processes share one.
     """
     keys = _training_keys(config, len(pack), steps, share)
-    return _loader(Windows(pack, config.length, config.seed, 2 if config.even_starts else 1), keys, config.workers)
+    return _loader(Windows(pack, config.length, config.seed, 2 if config.even_starts else 1), keys)
 
 
 def evaluation_loader(pack: Pack, length: int, batch_size: int, limit: int | None = None) -> DataLoader:
     """The first frames of every sequence (of the first `limit`), once and in order; the last batch may be smaller."""
     order = range(len(pack))[:limit]
     keys = [order[first:first + batch_size] for first in range(0, len(order), batch_size)]
-    return _loader(Windows(pack, length), keys, workers=0)
+    return _loader(Windows(pack, length), keys)
 
 
-def _loader(windows: Windows, keys, workers: int) -> DataLoader:
+def _loader(windows: Windows, keys) -> DataLoader:
+    """Without loader processes: a batch is copied from a memory map, in milliseconds (`docs/devices.md`)."""
     # a generator of its own: making a loader must not change torch's global random state
-    return DataLoader(windows, batch_sampler=keys, num_workers=workers, collate_fn=default_convert,
-                      generator=torch.Generator(), pin_memory=torch.cuda.is_available(),
-                      worker_init_fn=_ignore_interrupts)
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """A terminal's Ctrl-C reaches every process; the training ends its loaders, which need not print why."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return DataLoader(windows, batch_sampler=keys, collate_fn=default_convert, generator=torch.Generator(),
+                      pin_memory=torch.cuda.is_available())
 
 
 def to_video(frames: torch.Tensor) -> torch.Tensor:

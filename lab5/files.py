@@ -103,14 +103,14 @@ def each(task: Callable, items: Sequence, workers: int | None = None, begin: Cal
         yield from map(task, items)
         return
     try:
-        with ProcessPoolExecutor(workers, get_context("spawn"), begin_child, (begin,)) as pool:      # safe beside CUDA
+        with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (begin,)) as pool:       # safe beside CUDA
             yield from pool.map(task, items)
     except BrokenProcessPool as error:
         raise RuntimeError(f"one of {workers} processes was killed, perhaps because memory ran out. Finished work is "
                            "kept: the same command resumes from it") from error
 
 
-def begin_child(begin: Callable | None) -> None:
+def _begin(begin: Callable | None) -> None:
     """What a started process does first: it will end with its parent; then `begin`."""
     end_with(parent_process().pid)
     if begin:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing import active_children, get_context
+from multiprocessing import parent_process
+from threading import RLock
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessException, spawn
+from tqdm.auto import tqdm
 
-from lab5.files import begin_child, end_with
+from lab5.files import end_with
 
 PATIENCE = timedelta(hours=2)                   # the others wait while the first validates
 
@@ -60,35 +61,33 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 def companions(size: int, task: Callable, *arguments: Any) -> Iterator[None]:
     """Join `size` processes: this one, and others that call `task(*arguments)`. They share this one's threads.
 
-    The others end with this process, however it ends. Raises RuntimeError where one of them was killed, and what one of
-    them raised.
+    The others end with this process, however it ends. Raises RuntimeError where one of them ended before.
     """
     threads = torch.get_num_threads()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-    # in sessions of their own, so that a terminal's Ctrl-C reaches this process alone
-    with ProcessPoolExecutor(size - 1, get_context("spawn"), begin_child, (os.setsid,)) as pool:
-        before = active_children()
-        others = [pool.submit(_join_and_call, number, size, store.port, task, arguments) for number in range(1, size)]
-        started = [child for child in active_children() if child not in before]
+    others = spawn(_join_and_call, (size, store.port, task, arguments), size - 1, join=False)
+    try:
+        _join(store, 0, size)
+        yield
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:                     # not a lost connection
+            raise
         try:
-            _join(store, 0, size)
-            yield
-        except RuntimeError as error:
-            ended = wait(others, timeout=5).done                # a killed one is not known to be at once
-            problem = next((other.exception() for other in ended if other.exception()), error)
-            if not isinstance(problem, BrokenProcessPool):
-                raise problem from problem.__cause__
-            raise RuntimeError(f"one of {size} training processes was killed, perhaps because memory ran out. The same "
-                               "command resumes from the last checkpoint; with --set processes=1 it needs less"
-                               ) from error
-        finally:
-            torch.set_num_threads(threads)
-            if dist.is_initialized():
-                dist.destroy_process_group()
-            wait(others, timeout=1)                             # all, unless this one ended before them
-            for child in started:
-                child.terminate()
+            others.join(timeout=5)
+        except ProcessException as problem:
+            what = str(problem).rstrip().rpartition("\n")[2]    # the last line of its traceback
+            raise RuntimeError(f"one of {size} training processes ended: {what}. The same command resumes from the "
+                               "last checkpoint; where memory ran out, --set processes=1 needs less") from problem
+        raise
+    finally:
+        torch.set_num_threads(threads)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for other in others.processes:
+            other.join(timeout=1)                               # it has ended, unless this one ended before it
+            other.terminate()
+            other.join()
 
 
 def _join(store: dist.Store, number: int, size: int) -> None:
@@ -96,8 +95,11 @@ def _join(store: dist.Store, number: int, size: int) -> None:
     dist.init_process_group("gloo", store=store, rank=number, world_size=size, timeout=PATIENCE)
 
 
-def _join_and_call(number: int, size: int, port: int, task: Callable, arguments: tuple) -> None:
-    _join(dist.TCPStore("127.0.0.1", port, size, is_master=False), number, size)
+def _join_and_call(index: int, size: int, port: int, task: Callable, arguments: tuple) -> None:
+    os.setsid()                                                 # a terminal's Ctrl-C reaches the first process alone
+    end_with(parent_process().pid)
+    tqdm.set_lock(RLock())                                      # a lock of all processes would outlive this one
+    _join(dist.TCPStore("127.0.0.1", port, size, is_master=False), index + 1, size)
     try:
         task(*arguments)
     finally:

@@ -75,15 +75,9 @@ def train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, *, p
         if not config.processes and not dist.is_initialized():
             config = write_or_match_config(run, config.replace(processes=process_count(config)))
         alone = config.processes < 2 or dist.is_initialized()
-        try:
-            with nullcontext() if alone else processes.companions(
-                    config.processes, _train, config, train_pack, validate_pack, run, False, None):
-                return _train(config, train_pack, validate_pack, run, progress and first, on_epoch if first else None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(f"a process that loads data has ended ({error}). The same command resumes from the last "
-                               "checkpoint; with --set workers=0 the training loads them itself") from error
+        with nullcontext() if alone else processes.companions(
+                config.processes, _train, config, train_pack, validate_pack, run, False, None):
+            return _train(config, train_pack, validate_pack, run, progress and first, on_epoch if first else None)
 
 
 def _train(config: Config, train_pack: Pack, validate_pack: Pack, run: Path, progress: bool,

@@ -2,17 +2,14 @@
 
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
 import sys
 from contextlib import nullcontext
 from multiprocessing import active_children
-from multiprocessing.reduction import ForkingPickler
 
 import pytest
-import torch
 from conftest import wait_until
 
 from lab5 import processes, training
@@ -66,7 +63,7 @@ def test_a_killed_process_ends_the_job_and_any_number_resumes_it(tiny_root, tmp_
     job = subprocess.Popen(command(tmp_path / "killed", tiny_root, 2), stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(read_history(tmp_path / "killed")) > 1, job)
     os.kill(children(job.pid)[-1], signal.SIGKILL)
-    assert "one of 2 training processes was killed" in job.communicate(timeout=600)[1] and job.returncode == 1
+    assert "one of 2 training processes ended: process 0 terminated with signal SIGKILL" in job.communicate(timeout=600)[1] and job.returncode == 1
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
     train(tmp_path / "killed", tiny_root, 2, torchrun=True)
     train(tmp_path / "alone", tiny_root, 1)
@@ -83,24 +80,6 @@ def test_no_process_outlives_the_first(tiny_root, tmp_path, torchrun):
     assert children(job.pid)
     job.kill()
     job.communicate(timeout=60)                                 # until none holds the other end
-
-
-def test_a_loader_that_is_killed_ends_the_training_with_the_way_out(tiny_root, tmp_path):
-    job = subprocess.Popen(command(tmp_path / "run", tiny_root, 1, "workers=2", "epochs=500"), stderr=subprocess.PIPE,
-                           text=True)
-    wait_until(lambda: len(read_history(tmp_path / "run")) > 1, job)
-    os.kill(children(job.pid)[-1], signal.SIGKILL)
-    errors = job.communicate(timeout=60)[1]
-    assert job.returncode == 1 and "resumes from the last checkpoint; with --set workers=0" in errors
-
-
-def test_batches_reach_the_training_without_shared_memory(tiny_packs):
-    """A container's /dev/shm holds 64 MB, and a batch that found no room there never arrived."""
-    batch, = training_loader(tiny_packs["train"], preset("smoke"), range(1))
-    sent = bytes(ForkingPickler.dumps(batch))
-    received = pickle.loads(sent)
-    assert len(sent) > batch.frames.numel() and torch.equal(received.frames, batch.frames)
-    assert received.frames.stride() == batch.frames.stride()    # channels last in memory
 
 
 @pytest.mark.parametrize("number, torchrun", [(signal.SIGINT, False), (signal.SIGTERM, True)])
@@ -121,7 +100,7 @@ def test_a_stop_after_an_epoch_ends_the_other_processes(tiny_packs, tmp_path):
 
 
 def test_what_another_process_raises_is_told():
-    with pytest.raises(json.JSONDecodeError), processes.companions(2, json.loads, "{"):
+    with pytest.raises(RuntimeError, match="JSONDecodeError: Expecting"), processes.companions(2, json.loads, "{"):
         processes.dist.barrier()
 
 
