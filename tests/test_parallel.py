@@ -63,7 +63,8 @@ def test_a_killed_process_ends_the_job_and_any_number_resumes_it(tiny_root, tmp_
     job = subprocess.Popen(command(tmp_path / "killed", tiny_root, 2), stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(read_history(tmp_path / "killed")) > 1, job)
     os.kill(children(job.pid)[-1], signal.SIGKILL)
-    assert "one of 2 training processes ended: process 0 terminated with signal SIGKILL" in job.communicate(timeout=600)[1] and job.returncode == 1
+    errors = job.communicate(timeout=600)[1]
+    assert job.returncode == 1 and "one of 2 training processes ended: process 0 terminated with signal SIGKILL" in errors
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
     train(tmp_path / "killed", tiny_root, 2, torchrun=True)
     train(tmp_path / "alone", tiny_root, 1)
