@@ -109,10 +109,11 @@ class Reference(nn.Module):
         encoded = [self.encoder(frame) for frame in frames]
         mse, kl, prediction = 0.0, 0.0, None
         steps = len(frames) - 1
+        last = {"context": self.config.n_past, "early": self.config.n_past - 1, "latest": steps}[self.config.skip]
         for t in range(1, len(frames)):
             known = prediction is None or t <= self.config.n_past or forced[t - 1]
             h, fresh = encoded[t - 1] if known else self.encoder(prediction)
-            if t <= self.config.n_past:                                         # skips of the newest context frame
+            if t <= last:                                       # the skips of the newest frame that may give any
                 skips = fresh
             c = self.condition(torch.cat([condition[t - 1], condition[t]], dim=-1))
             hidden = self.posterior(torch.cat([encoded[t][0], c], dim=-1))

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing import parent_process
 from threading import RLock
 from typing import Any
 
@@ -96,8 +95,6 @@ def _join(store: dist.Store, number: int, size: int) -> None:
 
 
 def _join_and_call(index: int, size: int, port: int, task: Callable, arguments: tuple) -> None:
-    os.setsid()                                                 # a terminal's Ctrl-C reaches the first process alone
-    end_with(parent_process().pid)
     tqdm.set_lock(RLock())                                      # a lock of all processes would outlive this one
     _join(dist.TCPStore("127.0.0.1", port, size, is_master=False), index + 1, size)
     try:

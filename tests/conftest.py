@@ -19,6 +19,7 @@ from lab5.config import preset
 from lab5.formats.tree import open_or_pack
 from lab5.model import CVAE
 from lab5.robot.simulator import simulate
+from lab5.workbook.run import Run
 
 BAIR_SAMPLE = Path(os.environ.get("LAB5_BAIR_SAMPLE", Path(__file__).parents[2] / "shared" / "bair_sample"))
 
@@ -35,6 +36,15 @@ def tiny_root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_packs(tiny_root):
     return {split: open_or_pack(tiny_root, split, progress=False) for split in ("train", "validate", "test")}
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_root, tmp_path_factory) -> Run:
+    """A finished run, to be read."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    lab = Run(preset("smoke", precision="float32", kl_schedule="cyclical"), folder, tiny_root)
+    lab.train(progress=False)
+    return lab
 
 
 @pytest.fixture(scope="session")

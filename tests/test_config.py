@@ -12,11 +12,6 @@ def test_presets_survive_the_trip_through_their_file(name, tmp_path):
     assert PRESETS[name].preset == name
 
 
-def test_all_bad_settings_are_named_at_once():
-    with pytest.raises(ValueError, match="(?s)2 validation errors.*epochs.*lr"):
-        preset("smoke", lr=-1.0, epochs=0)
-
-
 def test_the_hash_identifies_what_decides_the_result_and_not_the_machine():
     quick = preset("quick")
     assert quick.hash == preset("quick").hash != preset("quick", seed=2).hash

@@ -27,7 +27,7 @@ from lab5.formats.tree import check, open_or_pack, pack_tree, sequences
 LENGTH = 5                                      # frames of the sequences below
 ACTIONS, POSITIONS = "actions.csv", "endeffector_positions.csv"
 SHARD = "traj_0_to_255.tfrecords"
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning", "ignore:loadtxt:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:loadtxt:UserWarning")
 
 
 def frames_of(sequence):

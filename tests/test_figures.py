@@ -1,8 +1,6 @@
 """Figures show the data they are given, read well, and come out byte for byte the same."""
 
 import itertools
-import runpy
-from pathlib import Path
 from unittest import mock
 
 import imageio.v3 as iio
@@ -11,13 +9,13 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
+from figures.draw import DRAWINGS
 from lab5.workbook import figures, film
 
 T, N_PAST = 12, 2
 RNG = np.random.default_rng(0)
 START = film.GAP + film.BORDER                  # pixels to the first frame of a strip
 PITCH = 16 + START + film.BORDER                # ... and from each to the next
-draw = runpy.run_path(str(Path(__file__).parents[1] / "figures" / "draw.py"))
 
 
 def video(length=T, size=16):
@@ -53,7 +51,7 @@ FIGURES = {
     "spectrum": lambda: figures.spectrum({"told": np.geomspace(1, 1e-4, 50)}, {"β = 0.0001": 0.6, "calibrated": 0.01}),
     "over_steps": lambda: figures.over_steps({"KL [nats]": {"told": RNG.random((20, 11))}}),
     "rate_distortion": lambda: figures.rate_distortion(POINTS),
-    **draw["DRAWINGS"],
+    **DRAWINGS,
 }
 
 

@@ -16,15 +16,10 @@ def test_the_model_overfits_eight_sequences(tiny_packs):
     assert np.abs(check.videos["posterior"].astype(float) - check.videos["truth"])[2:].mean() < 16
 
 
-def test_a_decoder_without_z_and_skips_does_not_pass(tiny_packs, monkeypatch):
-    convolve = Decoder.convolve_skips
+def test_every_extra_takes_part_and_a_decoder_without_z_and_skips_does_not_pass(tiny_packs, monkeypatch):
+    extras, convolve = dict.fromkeys(("learned_prior", "hierarchical", "aligned"), True), Decoder.convolve_skips
+    assert not overfit(preset("smoke", **extras), tiny_packs["train"], steps=3, progress=False).idle
     monkeypatch.setattr(Decoder, "convolve_skips", lambda self, maps: [0 * skip for skip in convolve(self, maps)])
     monkeypatch.setattr(models, "reparameterize", lambda mu, logvar, noise: torch.zeros_like(mu))
     found = overfit(preset("smoke"), tiny_packs["train"], steps=3, progress=False)
     assert {"decoder.blocks.0.from_skip", "posterior.to_mu"} <= set(found.idle)
-
-
-def test_every_extra_takes_part(tiny_packs):
-    config = preset("smoke", learned_prior=True, hierarchical=True, aligned=True)
-    found = overfit(config, tiny_packs["train"], steps=3, progress=False)
-    assert not found.idle

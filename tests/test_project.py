@@ -73,9 +73,9 @@ def test_the_command_imports_what_a_command_needs_when_it_needs_it():
 def test_the_package_does_not_grow():
     """What there is today. The aim: 1,500 lines of core, 4,000 of package, 4,200 of tests; lower these."""
     core = [path for path in MODULES if not room(path) and path.stem not in ("cli", "files")]
-    assert lines(core) <= 1728
-    assert lines(PACKAGE.rglob("*.py")) <= 5085
-    assert lines((PROJECT / "tests").glob("*.py")) <= 4948
+    assert lines(core) <= 1707
+    assert lines(PACKAGE.rglob("*.py")) <= 5064
+    assert lines((PROJECT / "tests").glob("*.py")) <= 4609
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -1,7 +1,6 @@
 """The runs that come with the workbook: their weights score what is recorded, and the texts say what they score."""
 
 import re
-import runpy
 
 import numpy as np
 import pytest
@@ -14,10 +13,10 @@ from lab5.robot.simulator import simulate
 from lab5.training import read_history
 from lab5.workbook import run as runs
 from lab5.workbook.latents import explained, gaussians
-from lab5.workbook.run import PROJECT, RECORDED, SIMULATION_SEED, Run, copy_recorded, open_run, recorded_run
+from lab5.workbook.run import PROJECT, RECORDED, SIMULATION_SEED, Run, copy_recorded, open_run
+from recorded.make import RUNS as CONFIGS
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-CONFIGS = runpy.run_path(str(PROJECT / "recorded" / "make.py"))["RUNS"]
 HUNDRED = "test-best_of100-limit64"
 MODELS = "told", "action_free"
 
@@ -111,17 +110,6 @@ def test_the_future_of_28_frames_is_of_the_same_weights_and_draws_the_same_sampl
     assert longer.samples["psnr"].shape == (32, 100)
     gain = longer.average("best_of_n")[0] - longer.average("prior_sample")[0]
     assert longer.psnr["prior_sample"].shape == (32, 28) and gain > 1
-
-
-def test_the_frames_of_the_notebooks_are_those_of_the_recorded_scores(monkeypatch, tmp_path, first_sequences):
-    """On the first sequences alone a recorded run draws the samples that it drew on all."""
-    monkeypatch.setattr(runs, "PROJECT", tmp_path)
-    monkeypatch.setattr(Run, "pack", lambda run, split: first_sequences)
-    free, truth = recorded_run("action_free"), first_sequences.frames[3, 2:12] / 255
-    assert free.folder == tmp_path / "runs" / "recorded" / "action_free" and free.data.name.endswith("-16")
-    drawn = free.samples(3, 2).permute(1, 0, 3, 4, 2).numpy()                   # (count, n_future, H, W, C)
-    again = -10 * np.log10(((drawn - truth) ** 2).mean(axis=(2, 3))).mean(axis=(1, 2))
-    assert again == pytest.approx(recorded("action_free", HUNDRED).samples["psnr"][3, :2], abs=0.3)
 
 
 def test_readme_quotes_the_recorded_scores():

@@ -137,11 +137,6 @@ def test_a_zip_can_be_opened_on_every_system_or_is_refused(lab, tmp_path, studen
     assert not [part for part in parts if part[-1] in ". " or part.split(".")[0] in ("con", "prn", "aux", "nul")]
 
 
-def test_a_zip_of_an_unfinished_run_is_refused(tmp_path, capsys):
-    assert main(["submit", "--preset", "smoke", "--run", str(tmp_path / "run")]) == 1
-    assert "holds no finished training" in capsys.readouterr().err and not list(tmp_path.glob("*.zip"))
-
-
 @pytest.mark.parametrize("parameters, error, message", [
     ("import os; os.kill(os.getpid(), 9)", RuntimeError, "00_a.ipynb stopped: Kernel died; perhaps memory ran out"),
     ("preset = ''\nrun = ''\ndata = 1 / 0", RuntimeError, r"00_a.ipynb stopped in cell \d: ZeroDivisionError")])

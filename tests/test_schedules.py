@@ -25,9 +25,10 @@ def test_cyclical_annealing_starts_again_in_each_cycle_and_ends_at_1():
     assert kl_weight(config, 1 / 6) == pytest.approx(1) and kl_weight(config, 1 / 12) == pytest.approx(0.5)
 
 
-def test_constant_and_zero_do_not_change():
+def test_constant_and_zero_do_not_change_and_a_start_at_0_never_forces():
     assert (kl_weight(preset("full", kl_schedule="constant"), PROGRESS) == 1).all()
     assert (kl_weight(preset("full", kl_schedule="zero"), PROGRESS) == 0).all()
+    assert (teacher_forcing_ratio(preset("full", tf_start=0.0, tf_min=0.2), PROGRESS) == 0).all()
 
 
 def test_teacher_forcing_holds_then_falls_to_its_lower_bound():
@@ -35,10 +36,6 @@ def test_teacher_forcing_holds_then_falls_to_its_lower_bound():
     ratio = teacher_forcing_ratio(config, PROGRESS)
     assert (ratio[PROGRESS <= 0.2] == 1).all() and (ratio[PROGRESS >= 0.6] == pytest.approx(0.1))
     assert teacher_forcing_ratio(config, 0.4) == pytest.approx(0.55)
-
-
-def test_training_without_teacher_forcing_never_forces():
-    assert (teacher_forcing_ratio(preset("full", tf_start=0.0, tf_min=0.2), PROGRESS) == 0).all()
 
 
 def test_the_learning_rate_warms_up_and_decays_to_0():

@@ -50,8 +50,9 @@ def test_a_training_on_a_full_disk_keeps_its_checkpoint_and_resumes_once_there_i
     lab.train(lambda history, model: len(history) == 2, progress=False)
     before = weights(lab.folder)
     with no_room():
-        refused(capsys, lab.folder, *command, lab.folder)
+        assert "untouched" in refused(capsys, lab.folder, *command, lab.folder)
     assert weights(lab.folder) == before and checkpoint.load_model(lab.folder / "best.safetensors")
+    assert not list(lab.folder.glob(".*.tmp"))
     assert main([*map(str, command), str(lab.folder)]) == 0
     assert main([*map(str, command), str(tmp_path / "unbroken")]) == 0
     assert weights(lab.folder) == weights(tmp_path / "unbroken")

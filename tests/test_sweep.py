@@ -57,13 +57,6 @@ def test_gains_have_dunnetts_intervals():
     assert np.isnan(sweep.gains({"a": np.array([1.0]), "b": np.array([2.0])})["b"][1:]).all()
 
 
-def test_the_table_names_the_reference_and_every_gain(swept):
-    lines = sweep.report(swept[1]).splitlines()
-    assert len(lines) == 2 + 4
-    assert lines[2].startswith("| KL weight | monotonic |") and lines[2].endswith("| reference |")
-    assert lines[3].startswith("| KL weight | zero |") and "[" in lines[3]
-
-
 def test_every_option_of_every_sweep_is_a_configuration():
     for changes in (changes for choices in sweep.SWEEPS.values() for options in choices.values()
                     for changes in options.values()):
@@ -137,5 +130,6 @@ def test_readme_quotes_the_recorded_comparison():
     """Columns of the table that the command prints."""
     readme = (sweep.PROJECT / "README.md").read_text(encoding="utf-8").splitlines()
     table = sweep.report(sweep.read(sweep.RECORDED / "comparison_extras.csv")).splitlines()[2:]
+    assert len(table) == 9
     for choice, option, sample, _, _, best, posterior, _, _, kl, gain in (line.split(" | ") for line in table):
         assert " | ".join((choice, option, sample, best, posterior, kl, gain)) in readme

@@ -29,13 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code") 
 W, G, Z, HIDDEN, PAST, FRAMES, BATCH = 4, 16, 6, 12, 3, 7, 2    # 3 context frames, so that early is not the first
 
 
-class vgg_layer(nn.Module):
+class vgg_layer(nn.Sequential):
     def __init__(self, n_in, n_out):
         super().__init__()
         self.main = nn.Sequential(nn.Conv2d(n_in, n_out, 3, 1, 1), nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2))
-
-    def forward(self, x):
-        return self.main(x)
 
 
 def block(*channels):

@@ -1,32 +1,25 @@
 """The widgets answer their controls, show what was computed, and leave a still figure where there is no front end."""
 
+from dataclasses import replace
+
 import imageio.v3 as iio
 import ipywidgets
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lab5.evaluation import evaluate
 from lab5.robot.simulator import REACH, simulate
 from lab5.workbook import drive, figures, film, widgets
-from lab5.workbook.run import Run, open_run
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, tiny_root):
-    lab = open_run("smoke", str(tmp_path_factory.mktemp("widgets") / "run"), str(tiny_root))
-    lab.train(progress=False)
-    return lab
-
-
-@pytest.fixture(scope="module")
-def graded(lab):
-    return evaluate(lab.model(), lab.pack("test"), protocols=("prior_sample", "prior_mean"), progress=False).psnr
+def graded(trained):
+    return trained.evaluation().psnr
 
 
 @pytest.fixture
-def player(lab, graded):
-    return widgets.StepThrough(lab, graded["prior_sample"].mean(axis=1), 1)
+def player(trained, graded):
+    return widgets.StepThrough(trained, graded["prior_sample"].mean(axis=1), 1)
 
 
 def shown(stage: widgets.Stage, name: str) -> np.ndarray:
@@ -41,11 +34,11 @@ def press(widget, name: str) -> None:
         press(child, name)
 
 
-def test_the_player_shows_what_was_scored(lab, graded):
+def test_the_player_shows_what_was_scored(trained, graded):
     """Every frame's PSNR is the evaluation's, for the graded sample and for the prior mean."""
     for mode, protocol in (("prior sample", "prior_sample"), ("prior mean", "prior_mean")):
         for index in range(4):
-            scores = widgets.future(lab.model(), lab.pack("test"), index, mode)[1]
+            scores = widgets.future(trained.model(), trained.pack("test"), index, mode)[1]
             assert scores == pytest.approx(graded[protocol][index], abs=0.05)
 
 
@@ -70,22 +63,22 @@ def test_each_choice_shows_another_future(player, graded):
     assert all((a != b).any() and one != other for (a, one), (b, other) in zip(found, found[1:], strict=False))
 
 
-def test_the_simulated_robot_repeats_the_sequence_under_its_actions(lab):
+def test_the_simulated_robot_repeats_the_sequence_under_its_actions(trained):
     """... and so does the model: it is told what it was told in the evaluation, but for the sample of z."""
-    wheel, pack, length = drive.Drive(lab, 1), lab.pack("test"), lab.config.length
+    wheel, pack, length = drive.Drive(trained, 1), trained.pack("test"), trained.config.length
     predicted, robot = wheel.follow([*pack.conditions[1, wheel.n_past - 1:length - 1, :4].astype(float)])
     assert np.abs(robot.astype(int) - pack.frames[1, :length]).mean() < 1
-    assert np.abs(predicted.astype(int) - widgets.future(lab.model(), pack, 1, "prior mean")[0]).mean() < 1
+    assert np.abs(predicted.astype(int) - widgets.future(trained.model(), pack, 1, "prior mean")[0]).mean() < 1
 
 
-def test_only_a_model_of_our_robots_actions_is_driven(lab, tmp_path):
+def test_only_a_model_of_our_robots_actions_is_driven(trained, tmp_path):
     simulate(tmp_path, 0, 0, 1, seed=5, workers=1, progress=False)
-    others = Run(lab.config, lab.folder, tmp_path), Run(lab.config.replace(condition="none"), lab.folder, lab.data)
-    assert [drive.steerable(run) for run in (lab, *others)] == [True, False, False]
+    others = replace(trained, data=tmp_path), replace(trained, config=trained.config.replace(condition="none"))
+    assert [drive.steerable(run) for run in (trained, *others)] == [True, False, False]
 
 
-def test_steps_are_shown_and_can_be_taken_back(lab):
-    wheel = drive.Drive(lab, 1)
+def test_steps_are_shown_and_can_be_taken_back(trained):
+    wheel = drive.Drive(trained, 1)
     start = shown(wheel.stage, "the simulated robot")
     wheel.lift.value = True
     press(wheel.widget, "→")
