@@ -86,6 +86,17 @@ def test_what_08_says_of_the_extras_stands_in_the_recorded_runs():
         "prior_sample"][hierarchy]
     gain, low, _ = sweep.gains(found["prior_sample"]["Action-free"])[learned]
     assert gain > low > 0
+    text = (sweep.PROJECT / "notebooks" / "08_discussion.ipynb").read_text(encoding="utf-8")
+    lab, twin, best, one, two = "MSE, β = 0.0001", "MSE, β = 1", *(mean[name] for name in (
+        "best_of_n", "prior_sample", "two_samples"))
+    assert [option for option in found["kl"]["Action-free"] if best[option] > best[twin]] == [learned]
+    for said in (f"also above its best of ten ({best[twin]:.2f} against {best[lab]:.2f} dB)",
+                 f"scores {one[lab] - one[fixed]:.1f} dB more for a sample and {best[lab] - best[fixed]:.1f} dB more "
+                 f"for the best of ten, with {mean['kl'][lab]:.0f} nats instead of {mean['kl'][fixed]:.0f}",
+                 f"two samples differ as much ({two[hierarchy]:.1f} and {two[learned]:.1f} dB), yet the best of ten "
+                 f"gains {best[hierarchy] - one[hierarchy]:.1f} dB over one sample instead of "
+                 f"{best[learned] - one[learned]:.1f}"):
+        assert said in text
 
 
 def test_the_twin_without_a_latent_scores_between_a_sample_and_the_best_of_ten():
@@ -98,7 +109,7 @@ def test_the_twin_without_a_latent_scores_between_a_sample_and_the_best_of_ten()
 
 
 def test_what_08_says_of_the_schedules_stands_in_the_recorded_runs():
-    """Section 8.2: who is told apart from the reference, and by what."""
+    """Section 8.2: which options differ significantly from the reference, and by what."""
     records = sweep.read(sweep.RECORDED / "comparison_schedules.csv")
     for column in ("prior_sample", "best_of_n"):
         gains = {(choice, option): gain for choice, options in sweep.by_option(records, column).items()

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+from scipy.special import comb
 
 from lab5.files import write_atomically
 from lab5.metrics import GRADES
@@ -158,7 +159,7 @@ def comparison(panels: dict[str, tuple[dict[str, dict[str, np.ndarray]], dict[st
     """Every option's value under each seed as a circle, and the mean as a bar, under the heading of its choice.
 
     `panels`: quantity -> (choices, bands), side by side. Choices: choice -> option -> (seeds,), the first option being
-    the reference; bands: choice -> the values (low, high) within which a mean is not told apart from the reference's.
+    the reference; bands: choice -> (low, high), between which means do not differ significantly from the reference's.
     `lines`: label -> value, such as a baseline.
     """
     choices = next(iter(panels.values()))[0]
@@ -190,21 +191,23 @@ def comparison(panels: dict[str, tuple[dict[str, dict[str, np.ndarray]], dict[st
 
 
 @styled
-def rate_distortion(points: dict[str, dict[str, np.ndarray]]) -> Figure:
+def rate_distortion(points: dict[str, dict[str, dict[str, np.ndarray]]]) -> Figure:
     """What the latents cost and what they buy: nats per frame against PSNR, of the posterior and of a prior sample.
 
-    `points`: option -> "kl", "posterior" and "prior_sample", each (seeds,); a line joins the two scores of a seed.
+    `points`: task -> option -> "kl", "posterior" and "prior_sample", each (seeds,); a line joins the scores of a seed.
     """
-    figure = canvas(3.3)
-    axes = figure.subplots()
-    for (name, values), colour, marker in zip(points.items(), cycle(CYCLE), "os^DvPX*p", strict=False):
-        axes.plot([values["kl"]] * 2, [values["prior_sample"], values["posterior"]], color=colour, lw=0.7, alpha=0.6)
-        axes.plot(values["kl"], values["posterior"], marker, color=colour, label=name)
-        axes.plot(values["kl"], values["prior_sample"], marker, color=colour, mfc="white")
-    axes.set(xscale="symlog", xlabel="rate: KL [nats per frame]", ylabel="PSNR [dB]", xlim=(-0.05, None))
-    axes.xaxis.set_major_formatter("{x:g}")
-    figure.legend(loc="outside upper center", ncols=3, title="full: posterior, hollow: prior sample", fontsize=8.2,
-                  title_fontsize=8.2)
+    figure = canvas(3.9)
+    for axes, (task, options) in zip(figure.subplots(1, len(points), sharey=True, squeeze=False).flat, points.items(),
+                                     strict=True):
+        for (name, values), colour, marker in zip(options.items(), CYCLE, "os^DvP", strict=False):
+            scores = [values["prior_sample"], values["posterior"]]
+            axes.plot([values["kl"]] * 2, scores, color=colour, lw=0.7, alpha=0.6)
+            axes.plot(values["kl"], scores[1], marker, color=colour, label=name)
+            axes.plot(values["kl"], scores[0], marker, color=colour, mfc="white")
+        axes.set(xscale="symlog", xlim=(-0.1, None), xlabel="rate: KL [nats per frame]")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.legend(title=task, loc="lower left", bbox_to_anchor=(0, 1), fontsize=8.2)
+    figure.axes[0].set_ylabel("PSNR [dB]: posterior full, sample hollow")
     return figure
 
 
@@ -226,10 +229,16 @@ def _lines(panels: dict[str, dict[str, np.ndarray]], height: float, markers: Ite
 
 @styled
 def best_of(samples: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """Score of the best of the first N samples, the mean over sequences: measure -> model -> (sequences, N)."""
-    best = {measure: {name: np.maximum.accumulate(scores, axis=1).mean(axis=0) for name, scores in models.items()}
-            for measure, models in samples.items()}
-    return _lines(best, 2.1, markevery=[0, -1], xscale="log", xlabel="N, samples of each sequence")
+    """Score of the best of N of M samples, the mean over sequences and all choices of N of the M.
+
+    `samples`: measure -> model -> (sequences, M). The k-th lowest is the best in C(k-1, N-1) of the C(M, N) choices.
+    """
+    def best(scores: np.ndarray) -> np.ndarray:
+        N, k = np.ogrid[1:scores.shape[1] + 1, 1:scores.shape[1] + 1]
+        return comb(k - 1, N - 1) / comb(k.size, N) @ np.sort(scores, axis=1).mean(axis=0)
+
+    curves = {measure: {name: best(scores) for name, scores in models.items()} for measure, models in samples.items()}
+    return _lines(curves, 2.1, markevery=[0, -1], xscale="log", xlabel="N, samples of each sequence")
 
 
 @styled

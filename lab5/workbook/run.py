@@ -61,7 +61,7 @@ def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = F
     except ValidationError as error:
         wrong = (f"{found['loc'][0]} = {found['input']!r}: {found['msg']}" for found in error.errors())
         raise ValueError("; ".join(wrong)) from error
-    config, folder = preset(preset_name), _in_project(run or f"runs/{preset_name}")
+    config, folder = preset(preset_name), PROJECT / expand(run or f"runs/{preset_name}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder for the run")
     if recorded and RECORDED.exists() and not (run or data or (folder / "history.jsonl").exists()):
@@ -73,7 +73,7 @@ def open_run(preset_name: str, run: str = "", data: str = "", recorded: bool = F
     elif (folder / "best.safetensors").exists():                # weights trained elsewhere hold their configuration
         config = checkpoint.load_model(folder / "best.safetensors")[0].config
     data = data or _trained_on(folder)[0]
-    return Run(config, folder, _in_project(data) if data else simulated_root(config))
+    return Run(config, folder, PROJECT / expand(data) if data else simulated_root(config))
 
 
 def copy_recorded(name: str) -> Path:
@@ -94,11 +94,6 @@ def recorded_run(name: str, sequences: int = 16) -> Run:
     folder = copy_recorded(name)
     config = Config.load(folder / "config.json").replace(sim_test=sequences)
     return Run(config, folder, simulated_root(config))
-
-
-def _in_project(path: object) -> Path:
-    """A path that may be relative to the project, or begin with ~."""
-    return PROJECT / expand(path)
 
 
 def _trained_on(run: Path) -> tuple[str, str]:

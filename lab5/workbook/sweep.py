@@ -140,7 +140,7 @@ def gains(options: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float
 
 
 def bands(scores: Scores) -> dict[str, tuple[float, float]]:
-    """For every choice, the values within which a mean is not told apart from the first option's."""
+    """For every choice, the values of means that do not differ significantly from the first option's."""
     found = {}
     for choice, (reference, *_) in ((choice, list(options.values())) for choice, options in scores.items()):
         reach = max((high - low) / 2 for _, low, high in gains(scores[choice]).values())
