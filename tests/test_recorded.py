@@ -84,7 +84,8 @@ def test_the_two_models_differ_as_06_says():
     axes, = figures.best_of({"": {str(id(found)): found.samples["psnr"] for found in (free, told, twin)}}).axes
     gain, same, flat = (line.get_ydata() for line in axes.lines)
     assert gain[99] - gain[9] > 0.3 and np.ptp(same) < 0.1 and np.ptp(flat) < 0.1
-    assert gain[3] < flat[3] < flat[4] < gain[4] and twin.rate["kl"].mean() < 0.01          # "the best of 5"
+    assert gain[3] < flat[3] < flat[4] < gain[4] and twin.rate["kl"].mean() < 0.01
+    assert "the best of 5 samples is nearer to the truth" in README
     graded, posterior, two = (free.psnr[name] for name in ("prior_sample", "posterior", "two_samples"))
     said = {f"Its one answer scores {flat[0]:.2f} dB, more than one sample does": "06_timesteps",
             f"the best of a hundred scores {free.samples['psnr'][13].max():.1f} dB here, the posterior "
