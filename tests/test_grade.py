@@ -9,7 +9,7 @@ import pytest
 import torch
 import typst
 from conftest import seeded_model
-from test_template import Payload, template, written
+from template_networks import Payload, template, written
 
 from lab5 import checkpoint
 from lab5.cli import main

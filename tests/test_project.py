@@ -75,7 +75,7 @@ def test_the_package_does_not_grow():
     core = [path for path in MODULES if not room(path) and path.stem not in ("cli", "files")]
     assert lines(core) <= 1707
     assert lines(PACKAGE.rglob("*.py")) <= 5068
-    assert lines((PROJECT / "tests").glob("*.py")) <= 4630
+    assert lines((PROJECT / "tests").glob("*.py")) <= 4647
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
